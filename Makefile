@@ -1,0 +1,61 @@
+# What a person types. `make help` lists it; everything here works on a machine with Python 3.11 and make alone.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# An index to take torch from. https://download.pytorch.org/whl/cpu spares gigabytes of CUDA where there is no GPU.
+TORCH_INDEX ?=
+# `make setup EXTRAS=vision` adds torchvision and timm.
+EXTRAS ?=
+export TORCH_INDEX EXTRAS
+
+BIN := .venv/bin
+DATA ?= data
+HOST ?= 127.0.0.1
+PORT ?= 8000
+WORKERS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo example serve test test-all lint types bench bench-train gpu-check clean
+
+help: ## lists the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## makes .venv with everything in it (instant when it is there already)
+	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11" >&2; exit 2; }
+	@$(PYTHON) scripts/bootstrap.py
+
+demo: setup ## the whole road on a real network in under 4 minutes: train, prune, compile, serve, measured
+	@$(BIN)/python -m demo.run
+
+example: setup ## writes ./example: the files that the README's curl lines send
+	@$(BIN)/python -m demo.example
+
+serve: setup ## runs the service at http://$(HOST):$(PORT), data kept in ./$(DATA)
+	@$(BIN)/enginesmith serve --host $(HOST) --port $(PORT) --data $(DATA) --workers $(WORKERS)
+
+test: setup lint types ## what every change must pass
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup lint types ## everything, the demo included
+	@$(BIN)/python -m pytest
+
+lint: setup ## style, and who may import whom
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+types: setup ## strict types
+	@$(BIN)/mypy
+	@$(BIN)/mypy -p demo
+
+bench: bench-train ## every benchmark
+
+bench-train: setup ## our training loop against a bare PyTorch loop
+	@$(BIN)/python benchmarks/train_overhead.py
+
+gpu-check: setup ## says what the GPU parts find on this machine
+	@$(BIN)/python scripts/gpu_check.py
+
+clean: ## removes what was built (.venv and ./data stay)
+	rm -rf build dist example .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name .venv -prune -o -name __pycache__ -type d -print | xargs rm -rf
+	find . -maxdepth 2 -name '*.egg-info' -type d -not -path './.venv/*' -print | xargs rm -rf

@@ -1,0 +1,42 @@
+"""What routes are given: short names for the parts that the lifespan has built."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, cast
+
+from fastapi import Depends, Request
+
+from app.queue import Queue
+from app.settings import Settings
+from app.storage.artifacts import Artifacts
+from app.storage.catalog import Catalog
+
+if TYPE_CHECKING:
+    from app.serving.fleet import Fleet
+
+
+def _settings(request: Request) -> Settings:
+    return cast(Settings, request.app.state.settings)
+
+
+def _artifacts(request: Request) -> Artifacts:
+    return cast(Artifacts, request.app.state.artifacts)
+
+
+def _catalog(request: Request) -> Catalog:
+    return cast(Catalog, request.app.state.catalog)
+
+
+def _queue(request: Request) -> Queue:
+    return cast(Queue, request.app.state.queue)
+
+
+def fleet(request: Request) -> Fleet:
+    """The deployments that this process serves."""
+    return cast("Fleet", request.app.state.fleet)
+
+
+TheSettings = Annotated[Settings, Depends(_settings)]
+TheArtifacts = Annotated[Artifacts, Depends(_artifacts)]
+TheCatalog = Annotated[Catalog, Depends(_catalog)]
+TheQueue = Annotated[Queue, Depends(_queue)]

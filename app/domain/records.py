@@ -1,0 +1,248 @@
+"""What exists and what happens, as frozen records: tensors, versions, data sets, jobs, deployments."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+Name = Annotated[str, Field(pattern=NAME, description="letters, digits, dot, dash, underscore; at most 63")]
+DTypeName = Literal[
+    "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64",
+    "float16", "bfloat16", "float32", "float64", "string",
+]  # fmt: skip
+Format = Literal["torch", "onnx", "torchscript", "openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"]
+ENGINE_FORMATS = frozenset({"openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"})
+Status = Literal["queued", "running", "succeeded", "failed", "cancelling", "cancelled"]
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+_REF = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62})(?:@([1-9][0-9]{0,8}))?$")
+
+
+def now() -> str:
+    """The time as RFC 3339 in UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def parse_ref(ref: str) -> tuple[str, int | None]:
+    """`name@3` → ("name", 3); `name` → ("name", None). Raises ValueError."""
+    found = _REF.match(ref)
+    if not found:
+        raise ValueError(f"{ref!r} is no reference: say a name, or name@number")
+    return found[1], int(found[2]) if found[2] else None
+
+
+class Record(BaseModel):
+    """A frozen fact. `but` gives the changed copy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def but(self, **changes: Any) -> Self:
+        return self.model_validate(self.model_dump() | changes)
+
+
+class Tensor(Record):
+    """One input or output. shape includes the batch axis; a dynamic dimension is -1."""
+
+    name: str = Field(min_length=1, max_length=256)
+    dtype: DTypeName = "float32"
+    shape: tuple[Annotated[int, Field(ge=-1)], ...]
+    batch_axis: int | None = 0
+
+
+class Signature(Record):
+    inputs: tuple[Tensor, ...] = Field(min_length=1)
+    outputs: tuple[Tensor, ...] = ()
+
+    @property
+    def batched(self) -> bool:
+        """Whether rows of several requests may share one run: axis 0 is the dynamic batch of every tensor."""
+        return all(t.batch_axis == 0 and t.shape[:1] == (-1,) for t in (*self.inputs, *self.outputs))
+
+
+class Quality(Record):
+    """A measured accuracy (Wilson's interval) or r2 (bootstrap) on n samples of a split."""
+
+    name: Literal["accuracy", "r2"]
+    value: float
+    low: float
+    high: float
+    n: int
+    split: Literal["train", "val", "test"]
+    dataset: str | None = None
+    confidence: float = 0.95
+
+
+class Latency(Record):
+    """Measured on the host named, after warm-up; milliseconds per run of `batch` rows."""
+
+    runtime: str
+    batch: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    runs: int
+    threads: int
+    load_1m: float
+    device: str
+    throughput_rps: float
+
+
+class Parity(Record):
+    """How far an engine's answers lay from its source's, over n inputs."""
+
+    n: int
+    max_abs_diff: float
+    max_rel_diff: float
+    tolerance: float
+    agreed: float | None = None  # share of equal arg-max answers, for classifiers
+
+
+class Metrics(Record):
+    quality: Quality | None = None
+    latency: tuple[Latency, ...] = ()
+    parity: Parity | None = None
+    layer_sparsity: dict[str, float] = {}
+
+
+class Made(Record):
+    """What made a version: the job and its spec."""
+
+    job: str
+    spec: dict[str, Any]
+
+
+class Version(Record):
+    """An immutable version of a model; it exists if and only if its manifest does. files: path → sha256."""
+
+    name: Name
+    version: int = Field(ge=1)
+    format: Format
+    folder: str  # the prefix in the artifact store under which `files` lie
+    files: dict[str, str]
+    bytes: int
+    signature: Signature
+    parameters: int | None = None
+    macs: int | None = None
+    sparsity: float | None = None
+    metrics: Metrics = Metrics()
+    parent: str | None = None
+    made_by: Made
+    built_for: dict[str, Any] | None = None
+    verdict: Literal["accepted", "rejected", "unproven"] | None = None
+    task: str | None = None
+    labels: tuple[str, ...] | None = None
+    preprocess: dict[str, Any] | None = None
+    trainable: bool = False
+    notes: tuple[str, ...] = ()
+    # Facts a runtime or pass needs again (precision, max_batch, threads …).
+    details: dict[str, Any] = {}
+    created_at: str
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    @property
+    def is_engine(self) -> bool:
+        return self.format in ENGINE_FORMATS
+
+
+class Split(Record):
+    """rows: how many. x, y: .npy files in the data set's folder. index: None, or an .npy of int64 row numbers."""
+
+    rows: int
+    x: str
+    y: str
+    index: str | None = None
+
+
+class Dataset(Record):
+    """Arrays in the model's own layout; y is int64 classes 0…C-1, or float32."""
+
+    name: Name
+    version: int = Field(ge=1)
+    kind: Literal["arrays", "images", "table"]
+    folder: str
+    files: dict[str, str]
+    bytes: int
+    x_shape: tuple[int, ...]  # of one row
+    x_dtype: DTypeName
+    y_dtype: Literal["int64", "float32"]
+    y_shape: tuple[int, ...] = ()  # of one row
+    classes: int | None = None
+    labels: tuple[str, ...] | None = None
+    splits: dict[Literal["train", "val", "test"], Split]
+    split_note: str
+    preprocess: dict[str, Any] | None = None
+    columns: tuple[str, ...] | None = None
+    created_at: str
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+class Progress(Record):
+    done: float = 0
+    total: float | None = None
+    unit: str = ""
+    eta_s: float | None = None
+
+
+class Result(Record):
+    model: str | None = None
+    verdict: Literal["accepted", "rejected", "unproven"] | None = None
+    report: dict[str, Any] = {}
+
+
+class Job(Record):
+    """One piece of work. spec: as asked; model and dataset: the exact refs it was resolved to."""
+
+    id: str
+    kind: str
+    spec: dict[str, Any]
+    model: str | None = None
+    dataset: str | None = None
+    status: Status = "queued"
+    phase: str = "queued"
+    progress: Progress = Progress()
+    metrics: dict[str, Any] = {}
+    history: list[dict[str, Any]] = []
+    result: Result | None = None
+    error: dict[str, Any] | None = None
+    cache_hit: bool = False
+    attempt: int = 1
+    allowed_attempts: int = 2  # the number of the last attempt that the reaper may start
+    queue: Literal["cpu", "gpu"] = "cpu"
+    created_at: str
+    started_at: str | None = None
+    finished_at: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+class Canary(Record):
+    model: str
+    percent: float = Field(ge=0, le=100)
+
+
+class Deployment(Record):
+    """What is wanted under a name. generation grows with every change."""
+
+    name: Name
+    model: str
+    previous: str | None = None
+    generation: int = 1
+    instances: int = Field(1, ge=1, le=64)
+    max_batch: int | None = Field(None, ge=1, le=65536)
+    max_delay_ms: float = Field(0, ge=0, le=10_000)
+    max_queue: int | None = Field(None, ge=1)
+    canary: Canary | None = None
+    force: bool = False
+    created_at: str
+    updated_at: str

@@ -1,0 +1,208 @@
+"""The one vocabulary of errors: what an answer over HTTP and a failed job say (RFC 9457 problem bodies).
+
+    Problem
+    ├── BadRequest            400  the bytes are not what they claim to be
+    ├── Unauthorized          401  no key, or an unknown one
+    ├── Forbidden             403  the key lacks a scope
+    ├── NotFound              404  no such model, version, dataset, job, deployment, file
+    ├── MethodNotAllowed      405
+    ├── Conflict              409  it exists, is in use, or cannot be done to this one
+    ├── TooLarge              413  over a stated limit
+    ├── UnsupportedMedia      415  a kind of file or body that is not taken
+    ├── Unprocessable         422  well-formed and wrong
+    │   ├── BadCheckpoint          a file that is no loadable checkpoint
+    │   ├── BadArchitecture        an architecture that is refused, or does not fit its weights
+    │   ├── BadDataset             a data set with NaN, wrong shapes, labels out of range …
+    │   └── BadTensor              a tensor of a prediction with a wrong name, dtype or shape
+    ├── Overloaded            429  a queue is full; carries Retry-After
+    ├── Internal              500  our fault
+    │   ├── ParityError            an engine that disagrees with its source
+    │   └── WorkerLost             an attempt whose process died, twice
+    ├── Unavailable           503  a part is broken or not there
+    ├── DeadlineExceeded      504  the deadline passed while it waited
+    └── InsufficientStorage   507  the disk is full
+
+This file imports nothing but the standard library and runs on Python 3.10: the inference half of a runtime
+needs it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(Exception):
+    """An error that a person or a program can act on.
+
+    detail: what is wrong, with the figures. code: a stable word for programs. hint: what to do about it.
+    errors: for a body that fails validation, `[{"loc": [...], "msg": "..."}]`. retryable: the same again may succeed.
+    """
+
+    status: ClassVar[int] = 500
+    default_code: ClassVar[str] = "internal"
+    retryable_by_default: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: str | None = None,
+        hint: str | None = None,
+        errors: Sequence[Mapping[str, Any]] = (),
+        retryable: bool | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code or self.default_code
+        self.hint = hint
+        self.errors = [dict(e) for e in errors]
+        self.retryable = self.retryable_by_default if retryable is None else retryable
+        self.headers = dict(headers or {})
+
+    def body(self, instance: str | None = None) -> dict[str, Any]:
+        """The RFC 9457 body. instance: the URL path or job it happened to."""
+        found: dict[str, Any] = {
+            "type": f"urn:enginesmith:problem:{self.code}",
+            "title": title(self.status),
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+            "retryable": self.retryable,
+        }
+        if instance:
+            found["instance"] = instance
+        if self.hint:
+            found["hint"] = self.hint
+        if self.errors:
+            found["errors"] = self.errors
+        return found
+
+
+def title(status: int) -> str:
+    """The standard phrase of an HTTP status, or "Error"."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"
+
+
+def from_body(body: Mapping[str, Any]) -> Problem:
+    """The Problem that `body()` came from: how one crosses a process or a store."""
+    status = int(body.get("status", 500))
+    kind = next((k for k in _tree(Problem) if k.default_code == body.get("code")), None)
+    kind = kind or next((k for k in _tree(Problem) if "status" in vars(k) and k.status == status), Internal)
+    return kind(
+        str(body.get("detail", "")),
+        code=body.get("code"),
+        hint=body.get("hint"),
+        errors=body.get("errors", ()),
+        retryable=bool(body.get("retryable", False)),
+    )
+
+
+def _tree(kind: type[Problem]) -> list[type[Problem]]:
+    return [s for child in kind.__subclasses__() for s in (child, *_tree(child))]
+
+
+class BadRequest(Problem):
+    status = 400
+    default_code = "bad_request"
+
+
+class Unauthorized(Problem):
+    status = 401
+    default_code = "unauthorized"
+
+
+class Forbidden(Problem):
+    status = 403
+    default_code = "forbidden"
+
+
+class NotFound(Problem):
+    status = 404
+    default_code = "not_found"
+
+
+class MethodNotAllowed(Problem):
+    status = 405
+    default_code = "method_not_allowed"
+
+
+class Conflict(Problem):
+    status = 409
+    default_code = "conflict"
+
+
+class TooLarge(Problem):
+    status = 413
+    default_code = "too_large"
+
+
+class UnsupportedMedia(Problem):
+    status = 415
+    default_code = "unsupported_media"
+
+
+class Unprocessable(Problem):
+    status = 422
+    default_code = "invalid"
+
+
+class BadCheckpoint(Unprocessable):
+    default_code = "bad_checkpoint"
+
+
+class BadArchitecture(Unprocessable):
+    default_code = "bad_architecture"
+
+
+class BadDataset(Unprocessable):
+    default_code = "bad_dataset"
+
+
+class BadTensor(Unprocessable):
+    default_code = "bad_tensor"
+
+
+class Overloaded(Problem):
+    status = 429
+    default_code = "overloaded"
+    retryable_by_default = True
+
+
+class Internal(Problem):
+    status = 500
+    default_code = "internal"
+
+
+class ParityError(Internal):
+    default_code = "parity_failed"
+
+
+class WorkerLost(Internal):
+    default_code = "worker_lost"
+    retryable_by_default = True
+
+
+class Unavailable(Problem):
+    status = 503
+    default_code = "unavailable"
+    retryable_by_default = True
+
+
+class DeadlineExceeded(Problem):
+    status = 504
+    default_code = "deadline_exceeded"
+    retryable_by_default = True
+
+
+class InsufficientStorage(Problem):
+    status = 507
+    default_code = "insufficient_storage"
+    retryable_by_default = True

@@ -1,0 +1,69 @@
+"""Hands jobs to workers. The only file of app that knows RQ, which carries a job and starts its process; no more."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import uuid
+
+import redis
+import rq
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError, TimeoutError
+from redis.retry import Retry
+from rq.exceptions import NoSuchJobError
+
+from app.domain.records import Job
+from app.storage.redis import LOST, gone
+
+WORK = "workers.run.run"  # a dotted string: app never imports workers
+NAMES = ("gpu", "cpu")
+_TTL_S = 60  # RQ's own memory of a delivery, which nobody reads
+
+
+class Queue:
+    """RQ's queues `gpu` and `cpu`. Every delivery has an id of its own; the catalog decides which one counts."""
+
+    def __init__(self, url: str) -> None:
+        self.redis = redis.Redis.from_url(
+            url,
+            retry=Retry(ExponentialBackoff(cap=1, base=0.05), 5),
+            retry_on_error=[ConnectionError, TimeoutError],
+            socket_timeout=10,
+            socket_connect_timeout=5,
+        )
+        logging.getLogger("rq").setLevel(logging.WARNING)
+
+    def enqueue(self, job: Job) -> None:
+        """Raises Unavailable; then the reaper finds the job and enqueues it when Redis is back."""
+        with _translated():
+            rq.Queue(job.queue, connection=self.redis).enqueue_call(
+                WORK,
+                args=(job.id, job.attempt),
+                job_id=f"{job.id}.{job.attempt}.{uuid.uuid4().hex[:8]}",
+                timeout=-1,
+                result_ttl=_TTL_S,
+                failure_ttl=_TTL_S,
+                description=f"{job.kind} {job.id} attempt {job.attempt}",
+            )
+
+    def cancel(self, job: Job) -> None:
+        """Takes a job off its queue; harmless when it is not there."""
+        with _translated():
+            for name in NAMES:
+                held = rq.Queue(name, connection=self.redis)
+                for id in held.get_job_ids():
+                    if id.split(".")[0] == job.id:
+                        with contextlib.suppress(NoSuchJobError):
+                            held.remove(id)
+
+    def waiting(self) -> set[str]:
+        """The ids of the jobs that lie on a queue."""
+        with _translated():
+            return {id.split(".")[0] for name in NAMES for id in rq.Queue(name, connection=self.redis).get_job_ids()}
+
+
+class _translated(contextlib.AbstractContextManager[None]):  # noqa: N801  reads as a verb where it is used
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, LOST):
+            raise gone(error) from error

@@ -1,0 +1,132 @@
+"""ONNX Runtime on the CPU: the ONNX file as it is (model.onnx); the only file that imports its library."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app.domain.records import Signature
+from app.domain.tensors import check
+from app.errors import Internal, Unavailable, Unprocessable
+from app.runtimes import Arrays, Availability, BuildOptions, Engine, LoadOptions, _cpu
+from app.runtimes._refusals import first_words, refused_graph, refused_run
+
+SUFFIX = ".onnx"
+_MODEL = "model.onnx"
+_SILENT = 4  # ONNX Runtime prints what it also raises
+
+
+def available() -> Availability:
+    """Found without importing the library."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return Availability(False, "ONNX Runtime is not installed: pip install 'enginesmith[app]'")
+    return Availability(True, precisions=("fp32",), version=importlib.metadata.version("onnxruntime"), device="cpu")
+
+
+def build(source: Path, folder: Path, options: BuildOptions, progress: Callable[[float, str], None]) -> dict[str, Any]:
+    """Copies the graph and opens it once to prove that it runs here; the optimizing happens at every load."""
+    ort = _library()
+    if source.suffix != ".onnx":
+        raise Unprocessable(
+            f"ONNX Runtime runs .onnx files, not {source.suffix or 'this one'}",
+            code="unsupported_source",
+            hint="convert to openvino instead, or export the model to ONNX",
+        )
+    if options.precision not in ("fp32", "int8"):
+        raise Unprocessable(
+            f"ONNX Runtime on a CPU has no precision {options.precision}: it runs a graph as it is written",
+            code="unsupported_precision",
+            hint="choose fp32; or the target openvino for bf16",
+        )
+    progress(0.0, "copying the graph")
+    shutil.copyfile(source, folder / _MODEL)
+    progress(0.3, "opening it")
+    session = _open(ort, folder / _MODEL, LoadOptions(threads=1))
+    del session
+    if options.precision == "int8" and b"QuantizeLinear" not in (folder / _MODEL).read_bytes():
+        raise Unprocessable(
+            "this model has no quantized layers", code="not_quantized", hint="run a job of kind quantize on it first"
+        )
+    progress(1.0, "opened")
+    return {"runtime": "onnxruntime", "version": str(ort.__version__), "device": "CPU", "cpu": _cpu.name()}
+
+
+def load(folder: Path, signature: Signature, options: LoadOptions) -> Engine:
+    ort = _library()
+    try:
+        session = _open(ort, folder / _MODEL, options)
+    except Unprocessable as error:
+        raise Internal(f"the engine does not load: {error.detail}", code="engine_broken") from error
+    return _Engine(session, signature)
+
+
+class _Engine:
+    """One session; ONNX Runtime lets several threads run it at once and gives each its own outputs."""
+
+    def __init__(self, session: Any, signature: Signature) -> None:
+        self.signature = signature
+        self._session: Any = session
+        self._inputs = _pairs([t.name for t in signature.inputs], [i.name for i in session.get_inputs()], "input")
+        pairs = _pairs([t.name for t in signature.outputs], [o.name for o in session.get_outputs()], "output")
+        self._outputs = [theirs for _, theirs in pairs]
+        self._names = [ours for ours, _ in pairs]
+
+    def infer(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        session = self._session
+        if session is None:
+            raise Unavailable("the engine is closed")
+        check(self.signature, inputs)
+        try:
+            given = {theirs: inputs[ours] for ours, theirs in self._inputs}
+            found = session.run(self._outputs, given)
+        except Exception as error:
+            raise refused_run("ONNX Runtime", error, self.signature, inputs) from error
+        return dict(zip(self._names, map(np.asarray, found), strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _library() -> Any:
+    found = available()
+    if not found.ok:
+        raise Unavailable(found.reason, code="runtime_unavailable", retryable=False)
+    return importlib.import_module("onnxruntime")
+
+
+def _open(ort: Any, path: Path, options: LoadOptions) -> Any:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = _SILENT
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    # Spinning threads burn the cores that other engines, and the training on this host, could use.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(str(path), sess_options=settings, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        if "external data" in str(error).lower():
+            raise Unprocessable(
+                f"the graph keeps its weights in another file: {first_words(str(error))}",
+                code="external_data",
+                hint="save the model with its weights inside: onnx.save(model, path, save_as_external_data=False)",
+            ) from error
+        raise refused_graph("ONNX Runtime", error) from error
+
+
+def _pairs(ours: list[str], theirs: list[str], what: str) -> list[tuple[str, str]]:
+    """(name in the signature, name in the file): the same where it can be, else by order."""
+    if set(ours) <= set(theirs):
+        return [(name, name) for name in ours]
+    if len(ours) != len(theirs):
+        raise Internal(
+            f"the engine has {len(theirs)} {what}s and its signature names {len(ours)}: {ours}", code="engine_broken"
+        )
+    return list(zip(ours, theirs, strict=True))

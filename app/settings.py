@@ -1,0 +1,82 @@
+"""Every setting of both kinds of process. Built once per process and passed down; only here is the environment read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MiB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """Read from ENGINESMITH_* unless given."""
+
+    model_config = SettingsConfigDict(env_prefix="ENGINESMITH_", frozen=True, extra="forbid")
+
+    # Where the embedded store, the artifacts and the scratch folders lie.
+    data: Path = Path("data")
+    # A Redis or Valkey server (redis://, rediss://, unix://). None: the embedded one in `data`.
+    redis_url: str | None = None
+    # The artifact store: s3://bucket/prefix, file:///folder. None: `data`/store.
+    store_url: str | None = None
+    # Where the app listens.
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    # "KEY" (all scopes) or "KEY=predict+write", several with commas. None: loopback only, and everything is allowed.
+    api_keys: str | None = None
+
+    # The largest checkpoint or data set taken, in bytes.
+    max_upload_bytes: int = 16 * 1024 * MiB
+    # The largest body of a prediction, in bytes.
+    max_predict_bytes: int = 64 * MiB
+    # The largest JSON body elsewhere, in bytes.
+    max_json_bytes: int = 4 * MiB
+    # What an archive may unpack to, in bytes, and how many files it may hold.
+    max_unpacked_bytes: int = 32 * 1024 * MiB
+    max_archive_files: int = 200_000
+
+    # Seconds that an attempt's lease lives without being renewed, and between two renewals.
+    lease_s: float = Field(15.0, gt=0)
+    lease_renew_s: float = Field(1.0, gt=0)
+    # Seconds between two looks for expired leases, and how long one must be missing before it is believed.
+    reap_s: float = Field(2.0, gt=0)
+    reap_grace_s: float = Field(5.0, ge=0)
+    # How often a lost attempt is started again.
+    max_attempts: int = Field(2, ge=1)
+    # Seconds between two looks at the deployments wanted.
+    poll_s: float = Field(1.0, gt=0)
+    # Seconds for which a staged upload or an unnamed file is kept.
+    sweep_after_s: float = 24 * 3600.0
+
+    # Threads that one worker, or one engine, may use; 0: all cores (workers share them out).
+    threads: int = Field(0, ge=0)
+    # Rows that may wait in front of one engine before it answers 429.
+    max_queue: int = Field(1024, ge=1)
+    # How long a Redis that is gone is tried again before a call gives up, in seconds.
+    redis_patience_s: float = 90.0
+    # What a sandboxed child may use: bytes of memory, bytes of one file, seconds of CPU.
+    sandbox_memory_bytes: int = 4 * 1024 * MiB
+    sandbox_file_bytes: int = 16 * 1024 * MiB
+    sandbox_cpu_s: int = 600
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @property
+    def artifacts_url(self) -> str:
+        """The artifact store as a URL."""
+        return self.store_url or (self.data.absolute() / "store").as_uri()
+
+    @property
+    def scratch(self) -> Path:
+        """Where jobs and engines keep their working files."""
+        return self.data.absolute() / "scratch"
+
+    def environ(self) -> dict[str, str]:
+        """The environment for a child process that must see the same settings."""
+        given = {f"ENGINESMITH_{k.upper()}": str(v) for k, v in self.model_dump(exclude_none=True).items()}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("ENGINESMITH_")}
+        return kept | given

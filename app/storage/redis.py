@@ -1,0 +1,53 @@
+"""A connection to Redis that is patient for a stated time, then says Unavailable."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import BusyLoadingError, ConnectionError, ReadOnlyError, RedisError, ResponseError, TimeoutError
+from redis.retry import Retry
+
+from app.errors import Unavailable
+
+LONGEST_WAIT_S = 2.0
+LOST = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError)
+
+
+class PatientRedis(redis.Redis):
+    """Tries again while Redis is gone; then raises Unavailable, our word for it."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except LOST as error:
+            raise gone(error) from error
+        except ResponseError as error:
+            if str(error).startswith(("MISCONF", "OOM", "LOADING")):
+                raise gone(error) from error
+            raise
+
+
+def gone(error: RedisError) -> Unavailable:
+    """What a caller is told when Redis cannot be reached."""
+    return Unavailable(
+        "Redis does not answer",
+        code="redis_unavailable",
+        hint="nothing is lost; try again in a few seconds",
+        headers={"Retry-After": "5"},
+    )
+
+
+def connect(url: str, *, patience_s: float) -> PatientRedis:
+    """A client whose every call is tried for about `patience_s` seconds. Text goes in and out as str."""
+    retries = ceil(patience_s / LONGEST_WAIT_S) + 5 if patience_s > LONGEST_WAIT_S else 3
+    return PatientRedis.from_url(  # type: ignore[return-value]
+        url,
+        decode_responses=True,
+        retry=Retry(ExponentialBackoff(cap=LONGEST_WAIT_S, base=0.05), retries),
+        retry_on_error=list(LOST),
+        socket_connect_timeout=min(5.0, max(1.0, patience_s)),
+        socket_timeout=min(10.0, max(2.0, patience_s)),
+    )

@@ -1,0 +1,52 @@
+"""The Lua scripts that change a job: each is one step that nobody can come between."""
+
+# KEYS: job hash, event stream, lease, set of open jobs.
+# ARGV: statuses it may be in ("|a|b|"), the next, attempt expected or "", token, lease in ms or "", event, id,
+# "1" when it ends, then fields.
+# The token makes a repeated call (the answer was lost on the way) harmless.
+MOVE = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status then return {'missing'} end
+local attempt = redis.call('HGET', KEYS[1], 'attempt')
+if redis.call('HGET', KEYS[1], 'token') == ARGV[4] then return {'ok'} end
+if not string.find(ARGV[1], '|' .. status .. '|', 1, true) or (ARGV[3] ~= '' and ARGV[3] ~= attempt) then
+  return {'stale', status, attempt}
+end
+redis.call('HSET', KEYS[1], 'status', ARGV[2], 'token', ARGV[4])
+for i = 9, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+if ARGV[5] == '' then redis.call('DEL', KEYS[3])
+else redis.call('SET', KEYS[3], redis.call('HGET', KEYS[1], 'attempt'), 'PX', ARGV[5]) end
+if ARGV[8] == '1' then redis.call('SREM', KEYS[4], ARGV[7]) else redis.call('SADD', KEYS[4], ARGV[7]) end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', 20000, '*', 'type', 'state', 'data', ARGV[6])
+return {'ok'}
+"""
+
+# KEYS: job hash, lease. ARGV: attempt, lease in ms.
+# Answers the status, or "fenced" for an attempt that is no longer the one.
+RENEW = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status or redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[1] then return 'fenced' end
+if status ~= 'running' and status ~= 'cancelling' then return 'fenced' end
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+return status
+"""
+
+# KEYS: job hash, event stream, history list. ARGV: attempt, type, data, history row or "", then fields.
+NOTE = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[1] then return 0 end
+if status ~= 'running' and status ~= 'cancelling' then return 0 end
+for i = 5, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+if ARGV[4] ~= '' then redis.call('RPUSH', KEYS[3], ARGV[4]) end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', 20000, '*', 'type', ARGV[2], 'data', ARGV[3])
+return 1
+"""
+
+# KEYS: hash, key set. ARGV: field, expected generation or "", JSON. Compare-and-set of a deployment by its generation.
+DEPLOY = """
+local held = redis.call('HGET', KEYS[1], ARGV[1])
+local generation = held and tostring(cjson.decode(held).generation) or ''
+if generation ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+return 1
+"""

@@ -1,0 +1,121 @@
+"""`enginesmith serve`: runs the store, the app and the workers as children, and ends them all together."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+import time
+import urllib.request
+from types import FrameType
+
+from app.embedded import EmbeddedStore
+from app.errors import Conflict, Internal
+from app.processes import Child
+from app.settings import Settings
+
+log = logging.getLogger("enginesmith.serve")
+READY_S = 60.0
+STOP_S = 25.0
+
+
+def serve(settings: Settings, workers: int) -> int:
+    """Runs until SIGTERM or SIGINT; the exit code. Prints one line with the URL when the service is ready."""
+    stopping: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.append(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    listener = _listen(settings)
+    host, port = listener.getsockname()[:2]
+    store = None if settings.redis_url else EmbeddedStore(settings.data)
+    children: list[Child] = []
+    try:
+        redis_url = settings.redis_url or (store.start() if store else "")
+        environ = settings.model_copy(
+            update={"redis_url": redis_url, "port": port, "data": settings.data.absolute()}
+        ).environ()
+        app = Child("app", ["-m", "app", "http", "--fd", str(listener.fileno())], environ, keep=(listener.fileno(),))
+        children.append(app)
+        if workers:
+            children.append(Child("workers", ["-m", "workers", "--count", str(workers)], environ))
+        for child in children:
+            child.start()
+        if _wait_until_live(host, port, app, stopping):
+            print(f"Enginesmith is ready at http://{_shown(host)}:{port}", flush=True)  # noqa: T201
+        while not stopping:
+            time.sleep(0.2)
+            if store and not store.alive():
+                log.error("the embedded store died; starting it again")
+                store.restart()
+            for child in children:
+                child.tend()
+    finally:
+        for child in reversed(children):
+            child.ask_to_stop()
+        deadline = time.monotonic() + STOP_S
+        for child in children:
+            child.end(deadline)
+        if store:
+            store.stop()
+        listener.close()
+    return 0
+
+
+def loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def check_host(settings: Settings) -> None:
+    """Raises Conflict for an address that others can reach while no key is configured."""
+    if not settings.api_keys and not loopback(settings.host):
+        raise Conflict(
+            f"no API key is configured, so the service answers on a loopback address only, not on {settings.host}",
+            code="no_keys",
+            hint="set ENGINESMITH_API_KEYS, or use --host 127.0.0.1",
+        )
+
+
+def _listen(settings: Settings) -> socket.socket:
+    check_host(settings)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise Conflict(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
+            code="address_in_use",
+            hint="another program uses it: name another with --port, or --port 0 for a free one",
+        ) from None
+    listener.listen(2048)
+    listener.set_inheritable(True)
+    return listener
+
+
+def _wait_until_live(host: str, port: int, app: Child, stopping: list[int]) -> bool:
+    reach = "127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host
+    deadline = time.monotonic() + READY_S
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while time.monotonic() < deadline and not stopping:
+        if app.dead:
+            raise Internal("the app did not start", hint="its log is above")
+        with contextlib.suppress(OSError), opener.open(f"http://{_shown(reach)}:{port}/healthz/live", timeout=2):
+            return True
+        time.sleep(0.05)
+    if not stopping:
+        raise Internal(f"the app did not answer within {READY_S:.0f} s", hint="its log is above")
+    return False
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,108 @@
+"""The command `enginesmith`. Results go to stdout, progress and complaints to stderr.
+
+Exit codes: 0 done · 1 refused, or a job failed · 2 the command line is wrong · 3 nobody answers · 130 interrupted.
+`--url`, `--key` and `--json` may stand anywhere: `enginesmith --json jobs list` is `enginesmith jobs list --json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from . import cli_jobs, cli_models, cli_serve
+from .cli_state import State, UsageError
+from .errors import ApiError, EnginesmithError, TimedOut, Unreachable
+
+app = typer.Typer(
+    name="enginesmith",
+    help="Give it a trained model; it gives back a faster one, shows how accurate it still is, and serves it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cli_serve.add_to(app)
+cli_models.add_to(app)
+cli_jobs.add_to(app)
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    url: Annotated[str | None, typer.Option(help="the service", envvar="ENGINESMITH_URL")] = None,
+    key: Annotated[str | None, typer.Option(help="an API key", envvar="ENGINESMITH_API_KEY")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout, and nothing else")] = False,
+) -> None:
+    context.obj = State(url, key, as_json)
+
+
+def hoist(arguments: list[str]) -> list[str]:
+    """The global options moved to the front, where typer wants them."""
+    front: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word == "--json" or word.startswith(("--url=", "--key=")):
+            front.append(word)
+        elif word in ("--url", "--key"):
+            front += [word, *([value] if (value := next(words, None)) is not None else [])]
+        else:
+            rest.append(word)
+    return front + rest
+
+
+def complain(error: EnginesmithError | UsageError | OSError | ValueError, console: Console, as_json: bool) -> None:
+    """What is wrong, which fields, and what to do: on stderr; with --json as a problem body on stdout too."""
+    say: Callable[[str], None] = lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
+    hint = getattr(error, "hint", None)
+    if isinstance(error, ApiError):
+        say(f"error: {error.detail} ({error.status} {error.code})")
+        for line in error.fields:
+            say(f"  {line}")
+    else:
+        say(f"error: {error}")
+    if hint:
+        say(f"hint: {hint}")
+    if as_json:
+        body: dict[str, Any] = {"detail": str(error), "hint": hint}
+        if isinstance(error, ApiError):
+            body = error.raw or {"status": error.status, "code": error.code, "detail": error.detail, "hint": hint}
+        sys.stdout.write(json.dumps({"error": body}) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point. Ends the process with one of the exit codes above."""
+    words = hoist(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words[: words.index("--")] if "--" in words else "--json" in words
+    console = Console(stderr=True)
+    try:
+        app(words, prog_name="enginesmith", standalone_mode=True)
+    except KeyboardInterrupt:
+        console.print("interrupted", markup=False)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`); what is still buffered must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Unreachable as error:
+        complain(error, console, as_json)
+        sys.exit(3)
+    except (UsageError, FileNotFoundError, IsADirectoryError, PermissionError, ValueError) as error:
+        complain(error, console, as_json)
+        sys.exit(2)
+    except (ApiError, TimedOut, EnginesmithError) as error:
+        complain(error, console, as_json)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

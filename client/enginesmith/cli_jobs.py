@@ -1,0 +1,217 @@
+"""Commands that make jobs (train, prune, convert, evaluate) and look after them (jobs …)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from .cli_state import UsageError, pairs, read_json, state
+from .progress import figure, follow, outcome
+from .records import Job, Record
+
+Model = Annotated[str, typer.Argument(help="name@3, or name for the newest version that will do")]
+DatasetOption = Annotated[str | None, typer.Option("--dataset", help="name, or name@2")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="until it has ended, with a progress bar")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="any other field of the job: KEY=VALUE, nested with dots")]
+Seed = Annotated[int | None, typer.Option()]
+
+jobs = typer.Typer(help="Lists, shows, watches, cancels and retries jobs.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def add_to(app: typer.Typer) -> None:
+    for command in (train, prune, convert, evaluate, kinds):
+        app.command()(command)
+    app.add_typer(jobs, name="jobs")
+
+
+def run(context: typer.Context, kind: str, wait: bool, more: list[str] | None, fields: dict[str, Any]) -> None:
+    """Submits and, unless told otherwise, follows to the end."""
+    told = state(context)
+    # `--set` speaks last, and into nested fields too: finetune.lr=0.01 beside --finetune-epochs.
+    spec = _merged({key: value for key, value in fields.items() if value is not None}, pairs(more))
+    told.finish(told.client.jobs.submit(kind, **spec), wait)
+
+
+def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(one[k], v) for k, v in other.items() if isinstance(v, dict) and isinstance(one.get(k), dict)}
+    return one | other | both
+
+
+def train(
+    context: typer.Context,
+    model: Model,
+    dataset: Annotated[str, typer.Option(help="name, or name@2")],
+    epochs: Annotated[int | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw")] = None,
+    lr: Annotated[float | None, typer.Option(help="the peak learning rate")] = None,
+    momentum: Annotated[float | None, typer.Option()] = None,
+    weight_decay: Annotated[float | None, typer.Option()] = None,
+    schedule: Annotated[str | None, typer.Option(help="onecycle, cosine, constant, step")] = None,
+    loss: Annotated[str | None, typer.Option(help="auto, cross_entropy, mse")] = None,
+    amp: Annotated[str | None, typer.Option(help="auto, off, bf16")] = None,
+    early_stopping: Annotated[int | None, typer.Option(help="epochs without a better validation figure")] = None,
+    from_scratch: Annotated[bool | None, typer.Option("--from-scratch", help="draw the weights anew")] = None,
+    seed: Seed = None,
+    more: Set = None,
+    wait: Wait = True,
+) -> None:
+    """Fine-tunes a model, or trains it from scratch."""
+    fields = {
+        "model": model, "dataset": dataset, "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer,
+        "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "schedule": schedule, "loss": loss, "amp": amp,
+        "early_stopping": early_stopping, "from_scratch": from_scratch or None, "seed": seed,
+    }  # fmt: skip
+    run(context, "train", wait, more, fields)
+
+
+def prune(
+    context: typer.Context,
+    model: Model,
+    method: Annotated[
+        str, typer.Option(help="channel (really removed), l1_unstructured, random_unstructured, ln_structured")
+    ],
+    amount: Annotated[float | None, typer.Option(help="share of the weights or channels that goes")] = None,
+    dataset: DatasetOption = None,
+    scope: Annotated[str | None, typer.Option(help="layer, global")] = None,
+    layer: Annotated[list[str] | None, typer.Option(help="only this layer; again for more")] = None,
+    importance: Annotated[str | None, typer.Option(help="magnitude, random")] = None,
+    norm: Annotated[float | None, typer.Option(help="n of ln_structured")] = None,
+    round_to: Annotated[int | None, typer.Option(help="channels are kept in multiples of this")] = None,
+    finetune: Annotated[str | None, typer.Option(help="a train spec: JSON, or a JSON file")] = None,
+    finetune_epochs: Annotated[int | None, typer.Option(help="epochs of training after it")] = None,
+    finetune_lr: Annotated[float | None, typer.Option()] = None,
+    seed: Seed = None,
+    more: Set = None,
+    wait: Wait = True,
+) -> None:
+    """Removes weights or channels."""
+    training = dict(read_json(finetune, "--finetune") or {})
+    training |= {k: v for k, v in {"epochs": finetune_epochs, "lr": finetune_lr}.items() if v is not None}
+    fields = {
+        "model": model, "method": method, "amount": amount, "dataset": dataset, "scope": scope, "layers": layer or None,
+        "importance": importance, "norm": norm, "round_to": round_to, "finetune": training or None, "seed": seed,
+    }  # fmt: skip
+    run(context, "prune", wait, more, fields)
+
+
+def convert(
+    context: typer.Context,
+    model: Model,
+    target: Annotated[str, typer.Option(help="openvino, onnxruntime, tensorrt, tensorrt_rtx")],
+    precision: Annotated[str | None, typer.Option(help="fp32, tf32, fp16, bf16, int8")] = None,
+    max_batch: Annotated[int | None, typer.Option()] = None,
+    dataset: DatasetOption = None,
+    shape: Annotated[list[str] | None, typer.Option(help="INPUT=1,3,224,224 for dynamic dimensions")] = None,
+    tolerance: Annotated[float | None, typer.Option()] = None,
+    more: Set = None,
+    wait: Wait = True,
+) -> None:
+    """Builds an engine, checks its answers against the source, and measures it."""
+    fields = {
+        "model": model, "target": target, "precision": precision, "max_batch": max_batch, "dataset": dataset,
+        "shapes": _shapes(shape), "tolerance": tolerance,
+    }  # fmt: skip
+    run(context, "convert", wait, more, fields)
+
+
+def _shapes(given: list[str] | None) -> dict[str, list[int]] | None:
+    found = {}
+    for item in given or ():
+        name, _, dims = item.rpartition("=")
+        if not name or not all(d.strip().isdigit() for d in dims.split(",")):
+            raise UsageError(f"{item!r} is not INPUT=1,3,224,224")
+        found[name] = [int(d) for d in dims.split(",")]
+    return found or None
+
+
+def evaluate(
+    context: typer.Context,
+    model: Model,
+    dataset: Annotated[str, typer.Option(help="name, or name@2")],
+    baseline: Annotated[str | None, typer.Option(help="the version to compare with")] = None,
+    samples: Annotated[int | None, typer.Option()] = None,
+    confidence: Annotated[float | None, typer.Option()] = None,
+    more: Set = None,
+    wait: Wait = True,
+) -> None:
+    """Accuracy with its confidence interval, and latency, together."""
+    fields = {
+        "model": model, "dataset": dataset, "baseline": baseline, "samples": samples, "confidence": confidence,
+    }  # fmt: skip
+    run(context, "evaluate", wait, more, fields)
+
+
+def kinds(context: typer.Context) -> None:
+    """The menu of jobs, with JSON schemas and which targets this installation can build."""
+    told = state(context)
+    told.answer(told.client.kinds())
+
+
+@jobs.command("submit")
+def jobs_submit(
+    context: typer.Context,
+    kind: str,
+    fields: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, nested with dots")] = None,
+    wait: Wait = True,
+) -> None:
+    """Submits a job of any kind."""
+    run(context, kind, wait, fields, {})
+
+
+@jobs.command("list")
+def jobs_list(
+    context: typer.Context,
+    kind: Annotated[str | None, typer.Option()] = None,
+    status: Annotated[str | None, typer.Option()] = None,
+    model: Annotated[str | None, typer.Option()] = None,
+    limit: Annotated[int, typer.Option(min=1)] = 20,
+) -> None:
+    """The newest first."""
+    told = state(context)
+    found = told.client.jobs.list(kind=kind, status=status, model=model, limit=limit)
+    rows = [
+        [j.id, j.kind, j.status, j.phase, j.model, (j.result or Record()).get("model"), j["created_at"]] for j in found
+    ]
+    columns = ["job", "kind", "status", "phase", "from", "made", "created"]
+    told.answer({"items": found}, lambda: told.table(columns, rows))
+
+
+@jobs.command("show")
+def jobs_show(context: typer.Context, job: str) -> None:
+    """One job, whole."""
+    told = state(context)
+    told.answer(told.client.jobs.get(job))
+
+
+@jobs.command("watch")
+def jobs_watch(
+    context: typer.Context, job: str, log: Annotated[bool, typer.Option("--log", help="its log lines too")] = False
+) -> None:
+    """Follows a job to its end; exit code 1 unless it succeeds."""
+    told = state(context)
+    if log and not told.as_json:
+        for event in told.client.jobs.watch(job):
+            shown = "  ".join(f"{k}={figure(v)}" for k, v in event.data.items() if v is not None)
+            told.say(f"{event.type:8} {shown}")
+    ended = follow(told.client, told.client.jobs.get(job), told.err)
+    told.answer(ended, lambda: told.say(outcome(ended)))
+
+
+@jobs.command("cancel")
+def jobs_cancel(context: typer.Context, job: str, wait: Wait = True) -> None:
+    """Stops a job; running work within seconds."""
+    told = state(context)
+    found = told.client.jobs.cancel(job)
+    if wait:
+        found = told.client.wait(found, 60.0, check=False)
+    told.answer(found, lambda: told.say(found.status))
+
+
+@jobs.command("retry")
+def jobs_retry(context: typer.Context, job: str, wait: Wait = True) -> None:
+    """Runs a failed or cancelled job again."""
+    told = state(context)
+    again: Job = told.client.jobs.retry(job)
+    told.finish(again, wait)

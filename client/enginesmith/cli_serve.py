@@ -1,0 +1,60 @@
+"""`enginesmith serve`, `worker` and `reindex`: this process becomes the service, with its signals and exit codes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_state import UsageError
+
+Data = Annotated[Path | None, typer.Option(help="where the store, the models and the scratch files lie (./data)")]
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(serve)
+    app.command()(worker)
+    app.command()(reindex)
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="where to listen (127.0.0.1)")] = None,
+    port: Annotated[int | None, typer.Option(help="0 for a free one (8000)", min=0, max=65535)] = None,
+    data: Data = None,
+    workers: Annotated[int | None, typer.Option(help="workers started beside it; 0 for none (1)", min=0)] = None,
+) -> None:
+    """Runs the store, the app and its workers together until it is told to end."""
+    become("app", "serve", {"--host": host, "--port": port, "--data": data, "--workers": workers})
+
+
+def worker(
+    data: Data = None,
+    queues: Annotated[str | None, typer.Option(help="which work it takes: gpu,cpu")] = None,
+    count: Annotated[int | None, typer.Option(help="how many (1)", min=1)] = None,
+) -> None:
+    """Runs workers alone. ENGINESMITH_REDIS_URL and ENGINESMITH_STORE_URL name a service on another machine."""
+    become("workers", None, {"--data": data, "--queues": queues, "--count": count})
+
+
+def reindex(data: Data = None) -> None:
+    """Rebuilds the index of models and data sets from their manifests."""
+    become("app", "reindex", {"--data": data})
+
+
+def become(module: str, command: str | None, options: dict[str, object]) -> None:
+    """Replaces this process by `python -m module command --option value …`. UsageError where it is not installed."""
+    missing = [name for name in needs(module) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"the service is not installed here ({', '.join(missing)}): pip install 'enginesmith[worker]'")
+    given = [word for key, value in options.items() if value is not None for word in (key, str(value))]
+    words = [sys.executable, "-m", module, *([command] if command else []), *given]
+    # A folder called `app` in the current directory must not be taken for ours, by the children neither.
+    os.execve(sys.executable, words, os.environ | {"PYTHONSAFEPATH": "1"})
+
+
+def needs(module: str) -> tuple[str, ...]:
+    return ("app", "fastapi") if module == "app" else ("workers", "rq", "torch")

@@ -1,0 +1,221 @@
+"""Client: one object for one service, with everything that can be asked of it."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import numpy as np
+
+from .errors import DeploymentFailed, TimedOut
+from .jobs import Jobs
+from .models import Datasets, Models
+from .records import Job, Prediction, Record, Version, parse
+from .transport import Transport
+from .uploads import write_npz
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+Records = list[Record]
+
+
+class Client:
+    """`Client("http://127.0.0.1:8000", key)`; without arguments ENGINESMITH_URL and ENGINESMITH_API_KEY decide.
+
+    client.models, client.datasets, client.jobs and client.deployments hold the rest. Every call may raise ApiError
+    and Unreachable.
+    """
+
+    def __init__(
+        self, url: str | None = None, key: str | None = None, *, retries: int = 4, transport: Transport | None = None
+    ) -> None:
+        self.transport = transport or Transport(
+            url or os.environ.get("ENGINESMITH_URL") or DEFAULT_URL,
+            key or os.environ.get("ENGINESMITH_API_KEY") or None,
+            retries=retries,
+        )
+        self.url = self.transport.url
+        self.jobs = Jobs(self.transport)
+        self.models = Models(self.transport, self.jobs)
+        self.datasets = Datasets(self.transport)
+        self.deployments = Deployments(self.transport)
+        self.push = self.models.push
+        self.wait = self.jobs.wait
+        self.kinds = self.jobs.kinds
+        self.deploy = self.deployments.deploy
+        self.rollback = self.deployments.rollback
+
+    def close(self) -> None:
+        self.transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def health(self) -> Record:
+        """Whether the service lives, and whether it is ready: every deployment loaded, the store answering."""
+        found = Record()
+        for part in ("live", "ready"):
+            response = self.transport.request("GET", f"/healthz/{part}", accept=(503,))
+            try:
+                body = parse(response.content)
+            except ValueError:
+                body = None
+            found |= body if isinstance(body, dict) else {}
+            found[part] = response.is_success
+        return found
+
+    def predict(
+        self,
+        deployment: str,
+        inputs: Any,
+        *,
+        outputs: list[str] | None = None,
+        top_k: int | None = None,
+        timeout_ms: float | None = None,
+        as_json: bool | None = None,
+    ) -> Prediction:
+        """Asks a deployment.
+
+        inputs: an array, or a dict of arrays by input name; nested lists; or encoded images: bytes, a Path, several.
+        Arrays travel as binary and come back as arrays; lists, images, and what asks for top_k are answered as JSON.
+        """
+        headers = {} if timeout_ms is None else {"X-Timeout-Ms": f"{timeout_ms:g}"}
+        binary = _is_arrays(inputs) and not as_json
+        query: dict[str, Any] = {}
+        body: dict[str, Any]
+        if _is_images(inputs):
+            body = _images(inputs, headers)
+        elif binary:
+            body = {"content": _pack(inputs, headers)}
+        else:
+            asked = {"inputs": _plain(inputs), "outputs": outputs, "top_k": top_k}
+            body = {"json": {k: v for k, v in asked.items() if v is not None}}
+        if "json" not in body:
+            query = {k: v for k, v in {"outputs": ",".join(outputs or ()), "top_k": top_k}.items() if v}
+        if binary and top_k is None:
+            headers["Accept"] = "application/x-npz"
+        response = self.transport.request(
+            "POST", f"/predict/{deployment}", headers=headers, params=query, repeatable=True, **body
+        )
+        if response.headers.get("Content-Type", "").startswith("application/x-np"):
+            found = _unpack(response.content)
+            if outputs:
+                found = {name: found[name] for name in outputs if name in found}
+            return Prediction(model=response.headers.get("X-Model"), outputs=found)
+        answer = Prediction(parse(response.content))
+        if binary:
+            answer["outputs"] = {name: np.asarray(value) for name, value in answer["outputs"].items()}
+        return answer
+
+
+class Deployments:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def deploy(
+        self, name: str, model: str | Version | Job, *, wait: bool = True, timeout: float = 300.0, **options: Any
+    ) -> Record:
+        """Puts a version behind a name. options: instances, max_batch, max_delay_ms, max_queue, canary, force.
+
+        wait: until every replica has it. Raises DeploymentFailed, TimedOut.
+        """
+        body = {"model": _ref(model)} | {k: v for k, v in options.items() if v is not None}
+        put = cast(Record, self._transport.json("PUT", f"/v1/deployments/{name}", json=body))
+        return self._settled(put, timeout) if wait else put
+
+    def rollback(self, name: str, *, wait: bool = True, timeout: float = 300.0) -> Record:
+        """Back to the version before."""
+        found = cast(Record, self._transport.json("POST", f"/v1/deployments/{name}/rollback"))
+        return self._settled(found, timeout) if wait else found
+
+    def _settled(self, wanted: Record, timeout: float) -> Record:
+        until, found = time.monotonic() + timeout, wanted
+        while found["status"] not in {"ready", "failed"}:
+            if time.monotonic() >= until:
+                raise TimedOut(f"deployment {wanted['name']} is still {found['status']} after {timeout:g} s")
+            time.sleep(0.1)
+            found = self.get(wanted["name"])
+        if found["status"] == "failed":
+            raise DeploymentFailed(found)
+        return found
+
+    def list(self) -> Records:
+        return list(self._transport.pages("/v1/deployments"))
+
+    def get(self, name: str) -> Record:
+        return cast(Record, self._transport.json("GET", f"/v1/deployments/{name}"))
+
+    def delete(self, name: str) -> None:
+        self._transport.request("DELETE", f"/v1/deployments/{name}")
+
+
+def _ref(model: str | Version | Job) -> str:
+    """The reference of a version, or of what a job made."""
+    if isinstance(model, str):
+        return model
+    if isinstance(model, Job):
+        return str((model.result or Record())["model"])
+    return str(model["ref"])
+
+
+def _is_array(value: Any) -> bool:
+    # Tensors of torch count: they have __array__ and need no torch here.
+    return hasattr(value, "__array__")
+
+
+def _is_arrays(inputs: Any) -> bool:
+    if isinstance(inputs, Mapping):
+        return bool(inputs) and all(_is_array(value) for value in inputs.values())
+    return _is_array(inputs)
+
+
+def _is_images(inputs: Any) -> bool:
+    if isinstance(inputs, bytes | os.PathLike):
+        return True
+    return isinstance(inputs, list) and bool(inputs) and all(isinstance(i, bytes | os.PathLike) for i in inputs)
+
+
+def _pack(inputs: Any, headers: dict[str, str]) -> bytes:
+    """One array as .npy, several as .npz."""
+    buffer = io.BytesIO()
+    if isinstance(inputs, Mapping):
+        headers["Content-Type"] = "application/x-npz"
+        write_npz(buffer, {name: np.asarray(value) for name, value in inputs.items()})
+    else:
+        headers["Content-Type"] = "application/x-npy"
+        np.save(buffer, np.asarray(inputs), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _unpack(content: bytes) -> dict[str, Any]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as found:
+        names: list[str] = list(found.files)
+        return {name: found[name] for name in names}
+
+
+def _plain(inputs: Any) -> Any:
+    """Arrays as lists, also inside a dict."""
+    if isinstance(inputs, Mapping):
+        return {name: _plain(value) for name, value in inputs.items()}
+    return np.asarray(inputs).tolist() if _is_array(inputs) else inputs
+
+
+def _images(inputs: Any, headers: dict[str, str]) -> dict[str, Any]:
+    """One image as it is, several as multipart."""
+    blobs = [
+        i if isinstance(i, bytes) else Path(i).read_bytes() for i in (inputs if isinstance(inputs, list) else [inputs])
+    ]
+    kinds = ["image/png" if blob.startswith(b"\x89PNG") else "image/jpeg" for blob in blobs]
+    if not isinstance(inputs, list):
+        headers["Content-Type"] = kinds[0]
+        return {"content": blobs[0]}
+    return {"files": [("image", (f"{i}", blob, kind)) for i, (blob, kind) in enumerate(zip(blobs, kinds, strict=True))]}

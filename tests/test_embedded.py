@@ -1,0 +1,66 @@
+"""The embedded store is real, keeps what it was told, and is taken over from an owner that was killed."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from app.embedded import EmbeddedStore, answers, socket_path
+from app.errors import Conflict
+
+
+def test_it_keeps_its_data_between_runs(tmp_path: Path) -> None:
+    for run in range(2):
+        store = EmbeddedStore(tmp_path)
+        with redis.Redis.from_url(store.start()) as client:
+            assert client.incr("runs") == run + 1
+        store.stop()
+        assert not answers(store.url)
+
+
+def test_a_folder_has_one_owner(tmp_path: Path) -> None:
+    store = EmbeddedStore(tmp_path)
+    store.start()
+    with pytest.raises(Conflict, match="another"):
+        EmbeddedStore(tmp_path).start()
+    store.stop()
+
+
+def test_a_server_left_behind_is_taken_over(tmp_path: Path) -> None:
+    left = EmbeddedStore(tmp_path)
+    left.start()
+    process = left._process
+    assert process is not None
+    assert left._lock is not None
+    left._lock.close()  # what the kernel does when an owner is killed
+    heir = EmbeddedStore(tmp_path)
+    heir.start()
+    assert heir._pid == process.pid
+    heir.stop()
+    process.wait(5)
+    assert not answers(heir.url)
+
+
+def test_it_comes_back_after_a_crash(tmp_path: Path) -> None:
+    store = EmbeddedStore(tmp_path)
+    with redis.Redis.from_url(store.start()) as client:
+        client.set("k", "v")
+        time.sleep(1.2)  # appended to disk every second
+        assert store._pid is not None
+        os.kill(store._pid, signal.SIGKILL)
+        while store.alive():
+            time.sleep(0.02)
+        store.restart()
+        assert client.get("k") == b"v"
+    store.stop()
+
+
+def test_a_long_path_gets_a_short_socket(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 90) / ("e" * 90)
+    assert len(os.fsencode(socket_path(deep))) <= 100
+    store = EmbeddedStore(deep)
+    assert answers(store.start())
+    store.stop()

@@ -1,0 +1,70 @@
+"""One worker: takes jobs from RQ's queues, one at a time, each into a fresh process. Never imports torch."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import uuid
+from typing import Any
+
+import redis
+from rq import Queue
+from rq.worker import SpawnWorker
+
+from app.settings import Settings
+from app.storage.redis import LOST
+
+
+class JobWorker(SpawnWorker):
+    """RQ's worker that spawns; when it is asked to stop, so is its job, which goes back to the queue."""
+
+    max_connection_wait_time = 3.0  # RQ's minute is long for somebody who waits for a job to start
+
+    def request_stop(self, signum: Any, frame: Any) -> None:
+        if self.horse_pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.horse_pid, signal.SIGTERM)
+        try:
+            super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
+        except LOST:
+            raise SystemExit(0) from None
+
+    def maintain_heartbeats(self, *args: Any, **kwargs: Any) -> None:
+        # Liveness is the lease's business; a Redis that is away must not part a worker from its job.
+        with contextlib.suppress(*LOST):
+            super().maintain_heartbeats(*args, **kwargs)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m workers.listen")
+    parser.add_argument("--queues", required=True)
+    given = parser.parse_args(arguments)
+    settings = Settings()
+    if settings.redis_url is None:
+        raise SystemExit("ENGINESMITH_REDIS_URL is not set")
+    logging.basicConfig(stream=sys.stderr, level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("rq.worker").setLevel(logging.ERROR)
+    connection = redis.Redis.from_url(settings.redis_url)
+    # Imported here, not as __main__: the spawned process finds the class by its module's name.
+    from workers.listen import JobWorker as Listening
+
+    worker = Listening(
+        [Queue(name, connection=connection) for name in given.queues.split(",")],
+        name=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
+        connection=connection,
+        worker_ttl=60,
+        job_monitoring_interval=10,
+        maintenance_interval=3600,
+        log_job_description=False,
+    )
+    worker.work(logging_level=None)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
