@@ -6,6 +6,7 @@
     ├── Forbidden             403  the key lacks a scope
     ├── NotFound              404  no such model, version, dataset, job, deployment, file
     ├── MethodNotAllowed      405
+    ├── NotAcceptable         406  no answer can be made in a kind that Accept names
     ├── Conflict              409  it exists, is in use, or cannot be done to this one
     ├── TooLarge              413  over a stated limit
     ├── UnsupportedMedia      415  a kind of file or body that is not taken
@@ -132,6 +133,11 @@ class NotFound(Problem):
 class MethodNotAllowed(Problem):
     status = 405
     default_code = "method_not_allowed"
+
+
+class NotAcceptable(Problem):
+    status = 406
+    default_code = "not_acceptable"
 
 
 class Conflict(Problem):

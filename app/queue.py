@@ -40,7 +40,7 @@ class Queue:
             rq.Queue(job.queue, connection=self.redis).enqueue_call(
                 WORK,
                 args=(job.id, job.attempt),
-                job_id=f"{job.id}.{job.attempt}.{uuid.uuid4().hex[:8]}",
+                job_id=f"{job.id}--{job.attempt}-{uuid.uuid4().hex[:8]}",
                 timeout=-1,
                 result_ttl=_TTL_S,
                 failure_ttl=_TTL_S,
@@ -53,14 +53,14 @@ class Queue:
             for name in NAMES:
                 held = rq.Queue(name, connection=self.redis)
                 for id in held.get_job_ids():
-                    if id.split(".")[0] == job.id:
+                    if id.split("--")[0] == job.id:
                         with contextlib.suppress(NoSuchJobError):
                             held.remove(id)
 
     def waiting(self) -> set[str]:
         """The ids of the jobs that lie on a queue."""
         with _translated():
-            return {id.split(".")[0] for name in NAMES for id in rq.Queue(name, connection=self.redis).get_job_ids()}
+            return {id.split("--")[0] for name in NAMES for id in rq.Queue(name, connection=self.redis).get_job_ids()}
 
 
 class _translated(contextlib.AbstractContextManager[None]):  # noqa: N801  reads as a verb where it is used

@@ -93,7 +93,19 @@ def start_service(data: Path, *, workers: int = 1, arguments: tuple[str, ...] = 
     data.mkdir(parents=True, exist_ok=True)
     with (data / "service.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", "--port", "0", "--data", data, "--workers", str(workers), *arguments],
+            [
+                sys.executable,
+                "-m",
+                "app",
+                "serve",
+                "--port",
+                "0",
+                "--data",
+                data,
+                "--workers",
+                str(workers),
+                *arguments,
+            ],
             cwd=ROOT,
             env={k: v for k, v in os.environ.items() if not k.startswith("ENGINESMITH_")} | environ,
             stdout=subprocess.PIPE,

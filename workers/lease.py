@@ -91,7 +91,7 @@ class Lease:
             elif how == "handed back":
                 self._hand_back()
         shutil.rmtree(self._scratch, ignore_errors=True)
-        os._exit(0)
+        os._exit(1)  # not 0, or RQ would keep its own record of this delivery for ever
 
     def _hand_back(self) -> None:
         job = self._catalog.job(self._id)

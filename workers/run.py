@@ -57,8 +57,6 @@ def run(id: str, attempt: int) -> None:
             _attempt(job, settings, catalog, artifacts, lease)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    # Native libraries may hang or crash while they tear down; everything is said and stored.
-    os._exit(0)
 
 
 def _attempt(job: Job, settings: Settings, catalog: Catalog, artifacts: Artifacts, lease: Lease) -> None:

@@ -1,4 +1,4 @@
-"""How large a body may be: refused by its Content-Length before it is read, and while it is read where that is missing."""
+"""How large a body may be: refused by its Content-Length before it is read, or while it is read."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class _Lingering:
             self._closing = True
             message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
         if self._closing and message["type"] == "http.response.body" and not message.get("more_body", False):
-            await self._send(message | {"more_body": True})
+            await self._send({**message, "more_body": True})
             await self._drain()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)

@@ -29,10 +29,8 @@ class Part:
     _body: MultipartBody = field(repr=False)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        async for kind, data in self._body.events():
-            if kind == "end":
-                return
-            yield data
+        while (event := await self._body.event()) and event[0] == "data":
+            yield event[1]
 
     async def read(self, most: int) -> bytes:
         """The whole part. Raises TooLarge past `most` bytes."""
@@ -83,13 +81,11 @@ class MultipartBody:
     def _finish(self) -> None:
         self._finished = True
 
-    async def events(self) -> AsyncIterator[tuple[str, bytes]]:
-        """What the parser reports, in order; ends with the body."""
-        while True:
-            while self._events:
-                yield self._events.popleft()
+    async def event(self) -> tuple[str, bytes] | None:
+        """What the parser reports next; None at the end of the body."""
+        while not self._events:
             if self._finished:
-                return
+                return None
             chunk = await anext(self._stream, b"")
             if not chunk:
                 raise _broken("it ends before its closing boundary")
@@ -97,23 +93,27 @@ class MultipartBody:
                 self._parser.write(chunk)
             except FormParserError as error:
                 raise _broken(str(error)) from None
+        return self._events.popleft()
 
     async def parts(self) -> AsyncIterator[Part]:
+        """Each part in turn; what its reader left unread is skipped."""
         seen: set[str] = set()
-        async for kind, _ in self.events():
-            if kind == "begin":
-                part = await self._open()
-                if part.name in seen:
-                    raise Unprocessable(f"the part {part.name!r} is there twice", code="doubled_part")
-                seen.add(part.name)
-                yield part
+        while event := await self.event():
+            if event[0] != "begin":
+                continue
+            part = await self._open()
+            if part.name in seen:
+                raise Unprocessable(f"the part {part.name!r} is there twice", code="doubled_part")
+            seen.add(part.name)
+            yield part
         async for _ in self._stream:  # what follows the closing boundary means nothing
             pass
 
     async def _open(self) -> Part:
         headers: dict[bytes, bytes] = {}
         name = value = b""
-        async for kind, data in self.events():
+        while event := await self.event():
+            kind, data = event
             if kind == "header":
                 name += data
             elif kind == "value":

@@ -28,10 +28,15 @@ def expected(tensor: Tensor) -> str:
 
 def mismatch(tensor: Tensor, array: npt.NDArray[Any]) -> str | None:
     """How an array differs from its tensor in dtype or shape, or None."""
-    wanted, shape = tensor.shape, array.shape
     if array.dtype is not DTYPES.get(tensor.dtype) and array.dtype != DTYPES.get(tensor.dtype):
         found = "string" if array.dtype.hasobject else array.dtype.name
-        return f"input {tensor.name!r} must be {expected(tensor)}, and is {found} {list(shape)}"
+        return f"input {tensor.name!r} must be {expected(tensor)}, and is {found} {list(array.shape)}"
+    return misfit(tensor, array.shape)
+
+
+def misfit(tensor: Tensor, shape: tuple[int, ...]) -> str | None:
+    """How a shape differs from its tensor's, or None."""
+    wanted = tensor.shape
     if len(shape) == len(wanted) and all(a == w or (w == -1 and a > 0) for a, w in zip(shape, wanted, strict=True)):
         return None
     said = f"input {tensor.name!r} must be {expected(tensor)}, and is {list(shape)}"

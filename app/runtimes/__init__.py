@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import numpy as np
 import numpy.typing as npt
 
 from app.domain.records import Signature
+from app.domain.tensors import DTYPES as NUMPY_DTYPES  # noqa: F401  part of this interface
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -92,12 +92,3 @@ def get(name: str) -> Runtime:
     if name not in names():
         raise KeyError(name)
     return cast(Runtime, importlib.import_module(f"{__name__}.{name}"))
-
-
-NUMPY_DTYPES: dict[str, Any] = {
-    name: np.dtype(name)
-    for name in (
-        "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64",
-        "float16", "float32", "float64",
-    )
-} | {"string": np.dtype(object)}  # fmt: skip

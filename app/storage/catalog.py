@@ -121,7 +121,7 @@ class Catalog:
         """The one way a job changes state: a compare-and-set on (id, from, to, attempt).
 
         attempt: the number that must be the current one. next_attempt: the one that it becomes. lease_s: a lease that
-        starts now; without it the job has none. Raises NotFound; Stale when somebody else was first.
+        starts now; without it the job has none, unless it is only being cancelled. Raises NotFound; Stale when somebody else was first.
         """
         before = self._read_job(id)
         if next_attempt is not None:

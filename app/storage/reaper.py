@@ -33,7 +33,7 @@ def reap(catalog: Catalog, queue: Queue, settings: Settings) -> list[str]:
             alive, grace = catalog.leased(job.id), settings.reap_grace_s
         if alive:
             catalog.clear_missing(job.id, mark)
-        elif time.time() - catalog.mark_missing(job.id, mark, time.time()) >= grace:
+        elif (at := time.time()) - catalog.mark_missing(job.id, mark, at) >= grace:
             with contextlib.suppress(Stale):  # it moved, or another reaper was first
                 _bring_back(catalog, queue, job)
                 touched.append(job.id)

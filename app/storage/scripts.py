@@ -14,7 +14,8 @@ if not string.find(ARGV[1], '|' .. status .. '|', 1, true) or (ARGV[3] ~= '' and
 end
 redis.call('HSET', KEYS[1], 'status', ARGV[2], 'token', ARGV[4])
 for i = 9, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-if ARGV[5] == '' then redis.call('DEL', KEYS[3])
+if ARGV[5] == '' then
+  if ARGV[2] ~= 'cancelling' then redis.call('DEL', KEYS[3]) end
 else redis.call('SET', KEYS[3], redis.call('HGET', KEYS[1], 'attempt'), 'PX', ARGV[5]) end
 if ARGV[8] == '1' then redis.call('SREM', KEYS[4], ARGV[7]) else redis.call('SADD', KEYS[4], ARGV[7]) end
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', 20000, '*', 'type', 'state', 'data', ARGV[6])

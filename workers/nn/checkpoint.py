@@ -25,15 +25,16 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
         order: torch.Generator,
+        period_s: float = PERIOD_S,
     ) -> None:
-        self._ctx, self._order = ctx, order
+        self._ctx, self._order, self._period = ctx, order, period_s
         self._parts: dict[str, Any] = {"model": module, "optimizer": optimizer, "schedule": schedule}
-        self._due = time.monotonic() + PERIOD_S
+        self._due = time.monotonic()  # the first epoch is kept at once
 
-    def save(self, done: dict[str, Any], *, last: bool = False) -> None:
-        """Keeps the state with `done`, unless it did so a moment ago. The last epoch of a long training is kept always."""
+    def save(self, done: dict[str, Any]) -> None:
+        """Keeps the state with `done`, unless it did so a moment ago."""
         began = time.monotonic()
-        if began < self._due and not (last and self._due > PERIOD_S):
+        if began < self._due:
             return
         state = {k: part.state_dict() for k, part in self._parts.items()}
         state |= {"done": done, "order": self._order.get_state(), "random": torch.get_rng_state()}
@@ -44,7 +45,7 @@ class Checkpoints:
         self._ctx.checkpoint(path, done["epochs"])
         path.unlink(missing_ok=True)
         now = time.monotonic()
-        self._due = now + max(PERIOD_S, (now - began) / SHARE)
+        self._due = now + max(self._period, (now - began) / SHARE)
 
     def load(self) -> dict[str, Any] | None:
         """Puts back the newest state of an earlier attempt; returns its `done`. None: begin at the beginning."""

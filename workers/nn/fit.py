@@ -1,4 +1,4 @@
-"""THE training loop: read it top to bottom. Fine-tuning after pruning, distilling and trials of a search all come here."""
+"""THE training loop: read it top to bottom. Training, and fine-tuning after pruning, both come here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from app.domain.specs import Training
 from app.errors import Unprocessable
 from workers.context import Context
-from workers.nn.checkpoint import Checkpoints, Weights
+from workers.nn.checkpoint import PERIOD_S, Checkpoints, Weights
 from workers.nn.data import Data
 from workers.nn.loss import loss_for
 from workers.nn.measure import between_steps
@@ -54,7 +54,14 @@ class Fitted:
 
 
 def fit(
-    module: nn.Module, data: Data, plan: Training, ctx: Context, *, masks: Masks | None = None, phase: str = "training"
+    module: nn.Module,
+    data: Data,
+    plan: Training,
+    ctx: Context,
+    *,
+    masks: Masks | None = None,
+    phase: str = "training",
+    checkpoint_s: float = PERIOD_S,
 ) -> Fitted:
     """Trains `module` in place on `data.train`; leaves it on `ctx.device`, in eval mode.
 
@@ -67,14 +74,14 @@ def fit(
     # Tensor cores want channels last; on a CPU oneDNN picks its own layout and small networks lose up to a fifth by it.
     images = device == "cuda" and data.train.x.dim() == 4 and any(isinstance(m, nn.Conv2d) for m in module.modules())
     layout = torch.channels_last if images else torch.preserve_format
-    module.to(device, memory_format=layout)
+    module.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     loss_of = loss_for(module, data, plan, device)
     steps = len(data.train.cuts(plan.batch_size, lone_row=False))
     optimizer = optimizer_for(module, plan)
     schedule = schedule_for(optimizer, plan, steps)
     frozen = [(p, masks[n].to(device)) for n, p in module.named_parameters() if masks and n in masks]
     group = optimizer.param_groups[0]
-    checkpoints = Checkpoints(ctx, module, optimizer, schedule, order)
+    checkpoints = Checkpoints(ctx, module, optimizer, schedule, order, checkpoint_s)
     best: Weights | None = None
     done = Fitted()
     if (saved := checkpoints.load()) is not None:
@@ -93,7 +100,7 @@ def fit(
                     with torch.autocast(device, torch.bfloat16, enabled=amp):
                         loss = loss_of(first(module(x)), y)
                     optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
+                    loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                     for parameter, mask in frozen:
                         parameter.data.mul_(mask)
@@ -120,7 +127,7 @@ def fit(
             done.epochs = epoch + 1
             done.final_loss = row["loss"]
             ctx.metrics(row)
-            checkpoints.save(done.state() | {"best_weights": best}, last=epoch + 1 == plan.epochs or done.stopped_early)
+            checkpoints.save(done.state() | {"best_weights": best})
             if done.stopped_early:
                 ctx.log(f"stopped after epoch {epoch + 1}: no better figure since epoch {done.best_epoch}")
                 break

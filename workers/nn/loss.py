@@ -17,7 +17,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def loss_for(module: nn.Module, data: Data, plan: Training, device: str) -> Loss:
-    """The loss asked for, after one look at the outputs of two rows. Raises Unprocessable where it cannot be computed."""
+    """The loss asked for, after one look at two rows' outputs. Raises Unprocessable where it cannot be computed."""
     x, y = data.train.take(torch.arange(min(2, len(data.train))))
     output = _look(module, x.to(device))
     if plan.loss == "mse" or (plan.loss == "auto" and data.task == "regression"):
@@ -55,7 +55,7 @@ def _squares(output: torch.Tensor, y: torch.Tensor, data: Data) -> Loss:
         return lambda output, y: F.mse_loss(output.float(), F.one_hot(y, width).float())
     if output.numel() != y.numel():
         raise Unprocessable(
-            f"the model gives {list(output.shape[1:])} per row; the targets of {data.ref} are {list(y.shape[1:])} per row"
+            f"the model gives {list(output.shape[1:])} per row; a target of {data.ref} is {list(y.shape[1:])}"
         )
     return lambda output, y: F.mse_loss(output.float(), y.to(torch.float32).reshape(output.shape))
 

@@ -1,0 +1,82 @@
+"""The three ways in which an attempt is ended from outside, each on a real process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.domain.records import Job, now
+from app.queue import Queue
+from app.settings import Settings
+from app.storage.catalog import Catalog
+
+BUSY = """
+import sys, time
+from pathlib import Path
+from workers.lease import Lease, block_sigterm
+block_sigterm()
+from app.queue import Queue
+from app.settings import Settings
+from app.storage.catalog import Catalog
+settings = Settings()
+catalog = Catalog.open(settings, settings.redis_url)
+scratch = Path(sys.argv[1])
+scratch.mkdir()
+with Lease(catalog, Queue(settings.redis_url), settings, "j1", 1, scratch):
+    print("busy", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def busy(settings: Settings, catalog: Catalog, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    catalog.add(Job(id="j1", kind="train", spec={"kind": "train"}, created_at=now()))
+    catalog.moved("j1", was={"queued"}, to="running", attempt=1, lease_s=2)
+    quick = settings.model_copy(update={"lease_s": 2.0, "lease_renew_s": 0.2})
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY, str(tmp_path / "scratch")], env=quick.environ(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "busy\n"
+        yield process
+        process.kill()
+
+
+def until(true: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_it_keeps_the_lease_alive(busy: subprocess.Popen[str], catalog: Catalog) -> None:
+    time.sleep(2.5)
+    assert catalog.leased("j1")
+    os.kill(busy.pid, signal.SIGKILL)
+    until(lambda: not catalog.leased("j1"))
+
+
+def test_a_cancelled_job_ends_within_seconds(busy: subprocess.Popen[str], catalog: Catalog, tmp_path: Path) -> None:
+    catalog.moved("j1", was={"running"}, to="cancelling")
+    until(lambda: busy.poll() is not None, 3)
+    assert catalog.job("j1").status == "cancelled"
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_replaced_attempt_ends(busy: subprocess.Popen[str], catalog: Catalog) -> None:
+    catalog.moved("j1", was={"running"}, to="queued", attempt=1, next_attempt=2)
+    until(lambda: busy.poll() is not None, 3)
+    assert (catalog.job("j1").status, catalog.job("j1").attempt) == ("queued", 2)
+
+
+def test_a_worker_that_stops_hands_its_job_back(busy: subprocess.Popen[str], catalog: Catalog, redis_url: str) -> None:
+    busy.terminate()
+    until(lambda: busy.poll() is not None, 3)
+    job = catalog.job("j1")
+    assert (job.status, job.attempt, job.allowed_attempts) == ("queued", 2, 3)
+    assert Queue(redis_url).waiting() == {"j1"}
