@@ -8,6 +8,7 @@ import logging
 import socket
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from app.errors import Problem
@@ -51,9 +52,18 @@ def _http(settings: Settings, fd: int | None) -> int:
     import uvicorn
 
     from app.main import create_app
+    from app.observe import configure_logs
+
+    app = create_app(settings)
+    configure_logs(settings.log_level, "app")
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.stopping = True  # whoever waits for a job's end or its events is answered now
+            super().handle_exit(sig, frame)
 
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -63,7 +73,7 @@ def _http(settings: Settings, fd: int | None) -> int:
     )
     # uvicorn's own `fd` would take the socket for a unix one, and so leave Nagle's delay on.
     sockets = [socket.socket(fileno=fd)] if fd is not None else None
-    uvicorn.Server(config).run(sockets=sockets)
+    Server(config).run(sockets=sockets)
     return 0
 
 

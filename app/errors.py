@@ -10,6 +10,7 @@
     ├── Conflict              409  it exists, is in use, or cannot be done to this one
     ├── TooLarge              413  over a stated limit
     ├── UnsupportedMedia      415  a kind of file or body that is not taken
+    ├── RangeNotSatisfiable   416  a range outside the file
     ├── Unprocessable         422  well-formed and wrong
     │   ├── BadCheckpoint          a file that is no loadable checkpoint
     │   ├── BadArchitecture        an architecture that is refused, or does not fit its weights
@@ -153,6 +154,11 @@ class TooLarge(Problem):
 class UnsupportedMedia(Problem):
     status = 415
     default_code = "unsupported_media"
+
+
+class RangeNotSatisfiable(Problem):
+    status = 416
+    default_code = "range_not_satisfiable"
 
 
 class Unprocessable(Problem):

@@ -1,4 +1,4 @@
-"""The engines' own answers: the downloaded files, run by their libraries directly, with nothing of Enginesmith in between."""
+"""The engines' own answers: the downloaded files, run by their libraries directly, nothing of ours in between."""
 
 from __future__ import annotations
 

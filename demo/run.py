@@ -6,22 +6,28 @@ import os
 import sys
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from enginesmith import Client, EnginesmithError, Job, Version
+from enginesmith import ApiError, Client, EnginesmithError, Job, Version
 from enginesmith.progress import follow
 from rich.console import Console
 from rich.markup import escape
 
 from demo.service import StartFailed, service
-from demo.table import Row, results
+from demo.table import WIDTH, Row, results
 
 NAME = "digits"
 TARGETS = ("openvino", "onnxruntime")
-TRAIN = {"epochs": 30, "optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "schedule": "onecycle", "loss": "cross_entropy"}
-FINETUNE = {"epochs": 10, "optimizer": "sgd", "lr": 0.02, "momentum": 0.9, "schedule": "onecycle"}
+TRAIN: dict[str, Any] = {
+    "epochs": 30,
+    "optimizer": "sgd",
+    "lr": 0.05,
+    "momentum": 0.9,
+    "schedule": "onecycle",
+    "loss": "cross_entropy",
+}
+FINETUNE: dict[str, Any] = {"epochs": 10, "optimizer": "sgd", "lr": 0.02, "momentum": 0.9, "schedule": "onecycle"}
 WANTED_ACCURACY = 0.97
 WANTED_DIFFERENCE = 1e-6
 
@@ -33,9 +39,10 @@ class DemoFailed(Exception):
 class Demo:
     """The steps, each through the public client."""
 
-    def __init__(self, client: Client, console: Console) -> None:
+    def __init__(self, client: Client, console: Console, folder: Path) -> None:
         self.client = client
         self.console = console
+        self.folder = folder
 
     def say(self, text: str) -> None:
         self.console.print(f"[green]✓[/] {escape(text)}", highlight=False, soft_wrap=True)
@@ -83,8 +90,8 @@ class Demo:
         )
         return [
             Row(trained, "train"),
-            Row(zeroed, "prune l1_unstructured 50 %"),
-            Row(smaller, "prune channel 50 %, fine-tuned"),
+            Row(zeroed, "prune l1"),
+            Row(smaller, "prune channel"),
         ]
 
     def engines(self, dataset: str, source: Row) -> list[Row]:
@@ -96,13 +103,13 @@ class Demo:
             )
         return rows
 
-    def serve(self, engine: Version, arrays: dict[str, Any], folder: Path) -> str:
+    def serve(self, engine: Version, arrays: dict[str, Any]) -> str:
         """Deploys an engine and asks it over HTTP. Raises DemoFailed where its answers are not the engine's own."""
         from demo.engines import largest_difference, own_answers
 
         name = f"{NAME}-{engine.version}"
         self.client.deploy(name, engine)
-        files = self.client.models.download(engine.ref, folder / name)
+        files = self.client.models.download(engine.ref, self.folder / name)
         x, answers, own = arrays["x_test"], [], []
         for start in range(0, len(x), 64):
             rows = x[start : start + 64]
@@ -130,8 +137,7 @@ class Demo:
         rows: list[Row] = []
         for network in self.networks(dataset, uploaded):
             rows += [network, *self.engines(dataset, network)]
-        with TemporaryDirectory(prefix="enginesmith-demo-files-") as folder:
-            names = [self.serve(row.version, arrays, Path(folder)) for row in rows if row.version.format in TARGETS]
+        names = [self.serve(row.version, arrays) for row in rows if row.version.format in TARGETS]
         found = self.client.predict(names[-1], arrays["x_test"][:1].tolist(), top_k=1)
         guess = found.predictions[0][0]
         self.say(f"the first test image is a {guess['label']} ({guess['score']:.1%}), says {found.model} in JSON")
@@ -140,18 +146,20 @@ class Demo:
 
 def main() -> int:
     # Wide enough for the table where nobody looks at a terminal.
-    console = Console() if sys.stdout.isatty() else Console(width=170)
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     started = time.monotonic()
     try:
-        with service() as url, Client(url) as client:
+        with service() as (url, folder), Client(url) as client:
             console.print(f"[green]✓[/] the service runs at {url}", highlight=False)
-            rows = Demo(client, console).whole_road()
-            console.print(results(rows, rows[0].version))
+            rows = Demo(client, console, folder).whole_road()
+            # A terminal that is too narrow wraps the lines; nothing is cut off.
+            Console(width=max(console.width, WIDTH)).print(results(rows, rows[0].version))
     except (EnginesmithError, StartFailed, DemoFailed) as error:
         # str() of an ApiError holds its detail, the fields and the hint.
         console.print(f"[red]✗[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        if not hasattr(error, "detail") and getattr(error, "hint", None):
-            console.print(f"  hint: {error.hint}", markup=False, highlight=False, soft_wrap=True)
+        hint = getattr(error, "hint", None)
+        if hint and not isinstance(error, ApiError):
+            console.print(f"  hint: {hint}", markup=False, highlight=False, soft_wrap=True)
         return 1
     seconds = time.monotonic() - started
     console.print(f"done in {seconds:.0f} s on {os.cpu_count()} cores; nothing was left behind", highlight=False)

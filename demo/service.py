@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -27,29 +28,38 @@ class StartFailed(Exception):
 
 
 @contextmanager
-def service(workers: int = 1, patience_s: float = 90.0) -> Iterator[str]:
-    """The URL of a running service. On the way out, however that comes, its processes and its folder go.
+def service(workers: int = 1, patience_s: float = 90.0) -> Iterator[tuple[str, Path]]:
+    """(URL, folder) of a running service. On the way out, however that comes, its processes and its folder go.
 
     Raises StartFailed with the end of its log.
     """
     before = {number: signal.signal(number, _leave) for number in SIGNALS}
     folder = Path(tempfile.mkdtemp(prefix="enginesmith-demo-"))
-    process: subprocess.Popen[str] | None = None
+    process: subprocess.Popen[bytes] | None = None
     try:
         log = folder / "log"
         with log.open("w") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", "0"]
-                + ["--data", str(folder / "data"), "--workers", str(workers)],
+                [
+                    sys.executable,
+                    "-m",
+                    "app",
+                    "serve",
+                    "--port",
+                    "0",
+                    "--workers",
+                    str(workers),
+                    "--data",
+                    folder / "data",
+                ],
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                text=True,
                 env={k: v for k, v in os.environ.items() if not k.startswith("ENGINESMITH_")},
                 # A session of its own: Ctrl-C reaches us alone, and we end the service in order.
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )
-        yield _wait_until_ready(process, log, patience_s)
+        yield _wait_until_ready(process, log, patience_s), folder
     finally:
         for number in SIGNALS:
             # A second Ctrl-C must not keep us from cleaning up after the first.
@@ -71,17 +81,16 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _wait_until_ready(process: subprocess.Popen[str], log: Path, patience_s: float) -> str:
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, patience_s: float) -> str:
     assert process.stdout is not None
-    os.set_blocking(process.stdout.fileno(), False)
-    until, said = time.monotonic() + patience_s, ""
+    until, said = time.monotonic() + patience_s, b""
     while time.monotonic() < until:
-        said += process.stdout.read() or ""
-        if found := READY.search(said):
+        if select.select([process.stdout], [], [], 0.1)[0]:
+            said += os.read(process.stdout.fileno(), 4096)
+        if found := READY.search(said.decode()):
             return found[1]
         if process.poll() is not None:
             break
-        time.sleep(0.05)
     ended = (
         f"ended with code {process.returncode}"
         if process.returncode is not None
@@ -90,7 +99,7 @@ def _wait_until_ready(process: subprocess.Popen[str], log: Path, patience_s: flo
     raise StartFailed(f"the service {ended}; its log ends:\n" + "\n".join(log.read_text().splitlines()[-20:]))
 
 
-def _stop(process: subprocess.Popen[str], patience_s: float = 30.0) -> None:
+def _stop(process: subprocess.Popen[bytes], patience_s: float = 30.0) -> None:
     """In order first; then whatever is left of its session, by force."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):

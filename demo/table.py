@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from enginesmith import Record, Version
+from rich import box
 from rich.table import Table
 
 BATCHES = (1, 64)
+WIDTH = 120  # of the table, in characters
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,16 @@ def latency(version: Version, batch: int) -> float | None:
 
 def results(rows: list[Row], base: Version) -> Table:
     """rows in order; speed-up is over torch eager on `base` at the same batch."""
-    table = Table(title=f"speed-up: over torch eager on {base.ref}, same batch, same threads", title_justify="left")
-    table.add_column("version", no_wrap=True)
-    table.add_column("made by")
-    table.add_column("runs on", no_wrap=True)
-    for name in ("parameters", "sparsity", "size"):
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left")
+    table.title = "what was measured (prune: half of the weights, half of the channels)"
+    table.caption = f"speed-up: over torch eager on {base.ref} at the same batch; p50 in milliseconds"
+    for name in ("version", "made by", "runs on"):
+        table.add_column(name, no_wrap=True)
+    for name in ("para-\nmeters", "sparsity", "size", "test accuracy, %\n[95 % interval]"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("test accuracy [95 %]", justify="right", no_wrap=True)
     for batch in BATCHES:
-        table.add_column(f"p50 ms @{batch}", justify="right", no_wrap=True)
-        table.add_column(f"× @{batch}", justify="right", no_wrap=True)
+        table.add_column(f"p50 ms\nbatch {batch}", justify="right", no_wrap=True)
+        table.add_column("speed\n-up", justify="right", no_wrap=True)
     for row in rows:
         version = row.version
         quality = version.metrics.quality
@@ -41,15 +43,15 @@ def results(rows: list[Row], base: Version) -> Table:
         for batch in BATCHES:
             mine, theirs = latency(version, batch), latency(base, batch)
             speeds.append(f"{mine:.3f}" if mine else "")
-            speeds.append(f"{theirs / mine:.2f}" if mine and theirs else "")
+            speeds.append(f"{theirs / mine:.1f}×" if mine and theirs else "")
         table.add_row(
             version.ref,
             row.made,
-            "torch eager" if version.format == "torch" else version.format,
+            "torch" if version.format == "torch" else version.format,
             f"{version.parameters:,}" if version.parameters is not None else "",
             f"{version.sparsity:.1%}" if version.sparsity is not None else "",
             f"{version.bytes / 1024:.0f} KiB",
-            f"{quality.value:.2%} [{quality.low:.2%}, {quality.high:.2%}]" if quality else "",
+            f"{100 * quality.value:.2f} [{100 * quality.low:.1f}, {100 * quality.high:.1f}]" if quality else "",
             *speeds,
             end_section=version.format == "onnxruntime",
         )

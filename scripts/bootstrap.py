@@ -64,7 +64,7 @@ def say(text: str) -> None:
 def fingerprint(venv: Path) -> str:
     """Of everything that decides what is installed, and where: a copied or moved .venv is made anew."""
     found = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + Path(__file__).read_bytes())
-    asked = (platform.python_version(), os.environ.get("TORCH_INDEX", ""), os.environ.get("EXTRAS", ""))
+    asked = ("{}.{}".format(*sys.version_info), os.environ.get("TORCH_INDEX", ""), os.environ.get("EXTRAS", ""))
     return f"{found.hexdigest()} {' '.join(asked)} {venv}\n"
 
 

@@ -52,6 +52,8 @@ def setting(name: str) -> str:
     home = Path.home()
     xdg = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
     named = os.environ.get("PIP_CONFIG_FILE")
+    if named == os.devnull:  # how pip is told to read no file at all
+        return ""
     files = [Path(named)] if named else []
     for file in [
         *files,

@@ -59,6 +59,7 @@ def test_lost_twice_is_failed_with_a_clear_error(catalog: Catalog, queue: Queue,
 def test_a_lost_attempt_that_was_to_be_cancelled_is_cancelled(catalog: Catalog, queue: Queue, eager: Settings) -> None:
     running(catalog, lease_s=0.05)
     catalog.moved("j1", was={"running"}, to="cancelling")
+    time.sleep(0.1)
     assert reap(catalog, queue, eager) == ["j1"]
     assert catalog.job("j1").status == "cancelled"
 

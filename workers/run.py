@@ -31,6 +31,7 @@ def run(id: str, attempt: int) -> None:
     block_sigterm()
     settings = Settings()
     logging.basicConfig(stream=sys.stderr, level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("rq").setLevel(logging.ERROR)
     if settings.redis_url is None:
         raise RuntimeError("ENGINESMITH_REDIS_URL is not set")
     catalog = Catalog.open(settings, settings.redis_url)

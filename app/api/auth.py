@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.problems import answer
-from app.errors import Forbidden, Unauthorized
+from app.errors import Conflict, Forbidden, Unauthorized, Unprocessable
 from app.settings import Settings
 
 SCOPES = frozenset({"predict", "write", "admin"})
@@ -30,7 +30,7 @@ class Key:
 
 
 def parse_keys(text: str | None) -> tuple[Key, ...]:
-    """ "KEY" (all scopes) or "KEY=predict+write", several with commas. Raises ValueError for an unknown scope."""
+    """ "KEY" (all scopes) or "KEY=predict+write", several with commas. Raises Unprocessable for an unknown scope."""
     found = []
     for part in filter(None, (p.strip() for p in (text or "").split(","))):
         key, equals, scopes = part.rpartition("=")
@@ -38,18 +38,22 @@ def parse_keys(text: str | None) -> tuple[Key, ...]:
             key, scopes = part, "admin+predict+write"
         named = frozenset(scopes.split("+"))
         if unknown := named - SCOPES:
-            raise ValueError(
-                f"ENGINESMITH_API_KEYS names unknown scopes: {sorted(unknown)}; there are {sorted(SCOPES)}"
+            raise Unprocessable(
+                f"ENGINESMITH_API_KEYS names unknown scopes: {sorted(unknown)}",
+                code="bad_keys",
+                hint=f"scopes are {', '.join(sorted(SCOPES))}: KEY=predict+write",
             )
         found.append(Key(_digest(key), named))
     return tuple(found)
 
 
 def check_exposure(settings: Settings, keys: tuple[Key, ...]) -> None:
-    """Raises RuntimeError when strangers could reach a service that asks for no key."""
+    """Raises Conflict when strangers could reach a service that asks for no key."""
     if not keys and not _is_loopback(settings.host):
-        raise RuntimeError(
-            f"refusing to listen on {settings.host} without a key: set ENGINESMITH_API_KEYS, or listen on 127.0.0.1"
+        raise Conflict(
+            f"no API key is configured, so the service answers on a loopback address only, not on {settings.host}",
+            code="no_keys",
+            hint="set ENGINESMITH_API_KEYS, or use --host 127.0.0.1",
         )
 
 

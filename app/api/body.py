@@ -67,13 +67,17 @@ def checked(model: type[M], value: Any, what: str) -> M:
 
 
 def checked_by(adapter: TypeAdapter[T], value: Any, what: str) -> T:
-    """Like `checked`, for a union of records."""
+    """Like `checked`, for a union of records that their `kind` tells apart."""
     if not isinstance(value, dict):
         raise Unprocessable(f"{what} must be a JSON object, and is {_kind(value)}")
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        raise invalid(error.errors(include_url=False, include_input=False, include_context=False), what) from None
+        errors: list[Any] = error.errors(include_url=False, include_input=False, include_context=False)
+        for one in errors:  # pydantic puts the branch of the union first, which is no place in the body
+            if one["loc"][:1] == (value.get("kind"),):
+                one["loc"] = one["loc"][1:]
+        raise invalid(errors, what) from None
 
 
 def finite(value: Any) -> Any:

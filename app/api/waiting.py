@@ -35,7 +35,8 @@ async def ended_or(catalog: Catalog, id: str, seconds: float, request: Request) 
     while True:
         job = await asyncio.to_thread(catalog.job, id)
         left = until - time.monotonic()
-        if job.status in ENDED or left <= 0 or await request.is_disconnected():
+        is_over = left <= 0 or getattr(request.app.state, "stopping", False)
+        if job.status in ENDED or is_over or await request.is_disconnected():
             return job
         await asyncio.sleep(min(pause, left))
         pause = min(0.25, pause * 1.5)
@@ -58,11 +59,7 @@ async def same_as_before(catalog: Catalog, key: str, fingerprint: str, id: str) 
     """
     stood, first = await asyncio.to_thread(catalog.remember, key, fingerprint, id)
     if stood != fingerprint:
-        raise Conflict(
-            "this Idempotency-Key came with another request before",
-            code="idempotency_conflict",
-            hint="take a new key for a new request",
-        )
+        raise other_request()
     if first == id:
         return None
     for pause in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0):
@@ -75,4 +72,12 @@ async def same_as_before(catalog: Catalog, key: str, fingerprint: str, id: str) 
         code="idempotency_pending",
         hint="try again, or with a new key",
         retryable=True,
+    )
+
+
+def other_request() -> Conflict:
+    return Conflict(
+        "this Idempotency-Key came with another request before",
+        code="idempotency_conflict",
+        hint="take a new key for a new request",
     )

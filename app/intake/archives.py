@@ -48,11 +48,11 @@ def find_directory(tail: bytes, archive_bytes: int) -> Directory:
     entries, size, offset = struct.unpack_from("<HLL", tail, at + 10)
     base = archive_bytes - len(tail)
     end = base + at
-    if 0xFFFF in (entries,) or 0xFFFFFFFF in (size, offset):
-        place = at - 20
-        if place >= 56 and tail[place : place + 4] == _LOCATOR and tail[place - 56 : place - 52] == _END64:
-            entries, size, offset = struct.unpack_from("<QQQ", tail, place - 56 + 32)
-            end = base + place - 56
+    # torch.save writes the 64-bit records also where nothing needs them; they lie between the list and its end.
+    place = at - 20
+    if place >= 56 and tail[place : place + 4] == _LOCATOR and tail[place - 56 : place - 52] == _END64:
+        entries, size, offset = struct.unpack_from("<QQQ", tail, place - 56 + 32)
+        end = base + place - 56
     start = end - size
     if start < 0 or offset > start:
         raise _cut_short()
@@ -117,7 +117,7 @@ def guarded(members: Iterable[Member], *, archive_bytes: int, max_files: int, ma
     total = packed = 0
     for count, member in enumerate(members, 1):
         if count > max_files:
-            raise TooLarge(f"the archive holds more than {max_files} files", code="too_many_files")
+            raise TooLarge(f"the archive holds more than {max_files} files", code="too_many_files", hint="pack fewer")
         check_path(member.name)
         if member.is_link:
             raise _refused(f"{told(member.name)} in the archive is a link", "pack the file itself")
@@ -131,7 +131,11 @@ def guarded(members: Iterable[Member], *, archive_bytes: int, max_files: int, ma
         total += member.size
         packed += archive_bytes if member.packed is None else member.packed
         if total > max_bytes:
-            raise TooLarge(f"the archive would unpack to more than {max_bytes} bytes", code="archive_bomb")
+            raise TooLarge(
+                f"the archive would unpack to more than {max_bytes} bytes",
+                code="archive_bomb",
+                hint="raise ENGINESMITH_MAX_UNPACKED_BYTES if it is honest",
+            )
         inflated = total if member.packed is None else member.size
         against = archive_bytes if member.packed is None else member.packed
         if inflated > BOMB_FROM and inflated > BOMB_RATIO * against:

@@ -1,4 +1,4 @@
-"""Whether a file can be a checkpoint at all, by its first bytes and its list of files. Loading it safely is the worker's."""
+"""Whether a file can be a checkpoint at all, by its first bytes and its list of files. Loading it is the worker's."""
 
 from __future__ import annotations
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any, Self
+from typing import IO, Any, Self, cast
 
 from app.errors import TooLarge, Unprocessable
 from app.intake import archives, checkpoint
@@ -28,14 +29,16 @@ class _BoundedInfo(tarfile.TarInfo):
 
     def _proc_member(self, tar: tarfile.TarFile) -> Self:
         if self.type in _EXTENDED and self.size > _LARGEST_HEADER:
-            raise TooLarge("a header in the tar archive is larger than 1 MiB", code="archive_bomb")
+            raise TooLarge(
+                "a header in the tar archive is larger than 1 MiB", code="archive_bomb", hint="pack it again"
+            )
         return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
 
 
-def examine(stream: IO[bytes], *, archive_bytes: int, max_files: int, max_bytes: int) -> None:
+def examine(stream: io.RawIOBase, *, archive_bytes: int, max_files: int, max_bytes: int) -> None:
     """Reads a tar (also packed by gzip, bzip2 or xz) to its end. Raises Unprocessable, UnsupportedMedia, TooLarge."""
     try:
-        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_BoundedInfo) as tar:
+        with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|*", tarinfo=_BoundedInfo) as tar:
             names = [
                 m.name
                 for m in archives.guarded(

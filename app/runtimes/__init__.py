@@ -1,4 +1,4 @@
-"""What a runtime is. A module in this folder that `names()` lists IS one, and the only file that imports its library."""
+"""What a runtime is. A module in this folder that `names()` lists IS one, and alone imports its library."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Availability:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """precision: fp32, tf32, fp16, bf16 or int8. shapes: input name → concrete shape, where more than the batch varies."""
+    """precision: fp32, tf32, fp16, bf16 or int8. shapes: input → concrete shape, where more than the batch varies."""
 
     precision: str = "fp32"
     max_batch: int = 64

@@ -13,8 +13,8 @@ _OPERATORS = (
     re.compile(r"(?:Fatal error: )(\S+?)\(-?\d+\) is not a registered function/op"),
     re.compile(r"No Op registered for (\S+)"),
     re.compile(r"Could not find an implementation for (\S+?)\("),
-    re.compile(r"Conversion is failed for: ([^\n]+)"),
 )
+_UNCONVERTED = re.compile(r"Conversion is failed for: ([^\n]+)")
 _OPSET = re.compile(
     r"Opset (\d+) is under development.*?Current official support for domain (\S+) is till opset (\d+)", re.S
 )
@@ -37,6 +37,13 @@ def refused_graph(library: str, error: Exception) -> Unprocessable:
     if named:
         return Unprocessable(
             f"{library} has no implementation of: {', '.join(list(named)[:20])}",
+            code="unsupported_operator",
+            hint="choose another target, or export the model without these operators",
+        )
+    if failed := _UNCONVERTED.search(text):
+        why = re.search(r"-- .* with a message:\n(?:.*\n)*?((?!.*(?:Check|While validating|FrontEnd API)).+)", text)
+        return Unprocessable(
+            f"{library} cannot convert {failed[1].strip()}" + (f": {first_words(why[1])}" if why else ""),
             code="unsupported_operator",
             hint="choose another target, or export the model without these operators",
         )

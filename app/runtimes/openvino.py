@@ -22,6 +22,7 @@ from app.runtimes._refusals import refused_graph, refused_run
 
 SUFFIX = ".xml"
 _MODEL = "model.xml"
+_SHAPES_KEPT = 1024
 # OpenVINO's own default on CPUs with bf16 is bf16: fp32 has to be asked for.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
@@ -75,14 +76,38 @@ def load(folder: Path, signature: Signature, options: LoadOptions) -> Engine:
         compiled = _compile(ov, folder, options)
     except Problem as error:
         raise Internal(f"the engine does not load: {error.detail}", code="engine_broken") from error
-    return _Engine(ov, compiled, signature, max(1, options.instances))
+    is_open = any(-1 in t.shape[1:] or (-1 in t.shape and not signature.batched) for t in signature.inputs)
+    shapes = _Shapes(ov, ov.Core().read_model(str(folder / _MODEL))) if is_open else None
+    return _Engine(ov, compiled, signature, max(1, options.instances), shapes)
+
+
+class _Shapes:
+    """Whether shapes fit the network. OpenVINO's CPU plugin does not look: a MatMul of the wrong size reads past the
+    end of its input. Its shape inference does look, takes milliseconds, and so is asked once per set of shapes."""
+
+    def __init__(self, ov: Any, model: Any) -> None:
+        self._partial = ov.PartialShape
+        self._model = model
+        self._lock = threading.Lock()
+        self._fit: dict[tuple[tuple[int, ...], ...], None] = {}
+
+    def check(self, shapes: tuple[tuple[int, ...], ...], positions: list[int]) -> None:
+        """Raises OpenVINO's RuntimeError for shapes that do not fit."""
+        if shapes in self._fit:
+            return
+        with self._lock:
+            self._model.reshape({i: self._partial(list(s)) for i, s in zip(positions, shapes, strict=True)})
+            if len(self._fit) >= _SHAPES_KEPT:
+                self._fit.pop(next(iter(self._fit)))
+            self._fit[shapes] = None
 
 
 class _Engine:
     """One compiled model and a request object per run that may go on at once."""
 
-    def __init__(self, ov: Any, compiled: Any, signature: Signature, instances: int) -> None:
+    def __init__(self, ov: Any, compiled: Any, signature: Signature, instances: int, shapes: _Shapes | None) -> None:
         self.signature = signature
+        self._shapes = shapes
         self._tensor = ov.Tensor
         self._closed = threading.Event()
         self._inputs = _positions([t.name for t in signature.inputs], compiled.inputs, "input")
@@ -101,6 +126,9 @@ class _Engine:
             self._requests.put(None)  # wakes the next one that waits
             raise Unavailable("the engine is closed")
         try:
+            if self._shapes is not None:
+                given = tuple(inputs[name].shape for name, _ in self._inputs)
+                self._shapes.check(given, [position for _, position in self._inputs])
             for name, position in self._inputs:
                 # Shared memory: OpenVINO reads the caller's array and wants it writable and contiguous.
                 array = np.require(inputs[name], requirements=("C", "W"))

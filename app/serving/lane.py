@@ -112,7 +112,7 @@ def open_engine(version: Version, folder: Path, plan: Plan, threads: int) -> Eng
 
 
 def warm(engine: Engine, version: Version, max_batch: int, instances: int = 1) -> None:
-    """Runs every batch size that engines prepare for: the first run of a size costs milliseconds, and no client pays them.
+    """Runs every batch size that engines prepare for: the first run of a size costs milliseconds that no client pays.
 
     Where dimensions beside the batch are dynamic it takes the shapes that the engine was measured with; without
     any it does nothing, because a size made up here may not fit the network.

@@ -14,7 +14,7 @@ _NEAR = 1e-3
 def top(
     outputs: Mapping[str, npt.NDArray[Any]], labels: Sequence[str], k: int | None
 ) -> list[list[dict[str, Any]]] | None:
-    """The k likeliest labels of each row (5 unless said), from the first output of shape [rows, labels]; None without one."""
+    """The k likeliest labels of each row (5 unless said), from the first output of shape [rows, labels], if any."""
     for array in outputs.values():
         if array.ndim == 2 and array.dtype.kind == "f" and array.shape[1] == len(labels):
             scores = probabilities(array)

@@ -102,8 +102,9 @@ trunc type_as unbind unflatten unfold unique unsqueeze unsqueeze_ var vdot view 
 # Classes of torch.nn that are no layers of a network, or whose constructor takes more than plain data.
 _NOT_LAYERS = frozenset(
     _words(
-        "Module Container Sequential ModuleList ModuleDict ParameterList ParameterDict DataParallel RNNBase RNNCellBase "
-        "Transformer TransformerEncoder TransformerDecoder SyncBatchNorm FractionalMaxPool2d FractionalMaxPool3d"
+        "Module Container Sequential ModuleList ModuleDict ParameterList ParameterDict DataParallel RNNBase "
+        "RNNCellBase Transformer TransformerEncoder TransformerDecoder SyncBatchNorm "
+        "FractionalMaxPool2d FractionalMaxPool3d"
     )
 )
 

@@ -40,7 +40,8 @@ def options(
     key: Annotated[str | None, typer.Option(help="an API key", envvar="ENGINESMITH_API_KEY")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout, and nothing else")] = False,
 ) -> None:
-    context.obj = State(url, key, as_json)
+    context.obj = told = State(url, key, as_json)
+    context.call_on_close(told.close)
 
 
 def hoist(arguments: list[str]) -> list[str]:

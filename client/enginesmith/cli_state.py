@@ -34,6 +34,10 @@ class State:
     def client(self) -> Client:
         return Client(self._url, self._key, retries=3)
 
+    def close(self) -> None:
+        if "client" in self.__dict__:  # not merely to close it is one made
+            self.client.close()
+
     def answer(self, value: Any, show: Callable[[], None] | None = None) -> None:
         """The result: JSON for machines, else what `show` prints, else the JSON all the same."""
         if self.as_json or show is None:

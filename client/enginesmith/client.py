@@ -103,14 +103,19 @@ class Client:
             query = {k: v for k, v in {"outputs": ",".join(outputs or ()), "top_k": top_k}.items() if v}
         if binary and top_k is None:
             headers["Accept"] = "application/x-npz"
+        path = f"/predict/{deployment}"
         response = self.transport.request(
-            "POST", f"/predict/{deployment}", headers=headers, params=query, repeatable=True, **body
+            "POST", path, headers=headers, params=query, repeatable=True, accept=(406,), **body
         )
+        if response.status_code == 406:
+            # Outputs of text have no binary form.
+            headers["Accept"] = "application/json"
+            response = self.transport.request("POST", path, headers=headers, params=query, repeatable=True, **body)
         if response.headers.get("Content-Type", "").startswith("application/x-np"):
             found = _unpack(response.content)
             if outputs:
                 found = {name: found[name] for name in outputs if name in found}
-            return Prediction(model=response.headers.get("X-Model"), outputs=found)
+            return Prediction(model=response.headers.get("Enginesmith-Model"), outputs=found)
         answer = Prediction(parse(response.content))
         if binary:
             answer["outputs"] = {name: np.asarray(value) for name, value in answer["outputs"].items()}
@@ -173,9 +178,9 @@ def _is_array(value: Any) -> bool:
 
 
 def _is_arrays(inputs: Any) -> bool:
-    if isinstance(inputs, Mapping):
-        return bool(inputs) and all(_is_array(value) for value in inputs.values())
-    return _is_array(inputs)
+    """Whether these can travel as binary: arrays, and of numbers."""
+    values = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+    return bool(values) and all(_is_array(value) and np.asarray(value).dtype.kind in "biuf" for value in values)
 
 
 def _is_images(inputs: Any) -> bool:
@@ -218,4 +223,4 @@ def _images(inputs: Any, headers: dict[str, str]) -> dict[str, Any]:
     if not isinstance(inputs, list):
         headers["Content-Type"] = kinds[0]
         return {"content": blobs[0]}
-    return {"files": [("image", (f"{i}", blob, kind)) for i, (blob, kind) in enumerate(zip(blobs, kinds, strict=True))]}
+    return {"files": [("file", (f"{i}", blob, kind)) for i, (blob, kind) in enumerate(zip(blobs, kinds, strict=True))]}

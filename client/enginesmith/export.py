@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Exported:
-    """architecture and signature: JSON data. weights: the bytes of a safetensors file. notes: what was decided on the way."""
+    """architecture and signature: JSON data. weights: the bytes of a safetensors file. notes: what was decided."""
 
     architecture: dict[str, Any]
     signature: dict[str, Any]
@@ -45,9 +45,10 @@ def export(
 ) -> Exported:
     """Follows `model` on an example and writes it down as a list of torch.nn layers and allowed functions.
 
-    example: one input tensor (or array), a tuple of them in the order of forward's parameters, or a dict by name; what is no
-    tensor is taken as a constant. names: names for the inputs, else those of forward's parameters. dynamic: input → its
-    axes of any size; axis 0, the batch, unless given; `{}` for none. Raises NotExpressible naming operation and line.
+    example: one input tensor (or array), a tuple of them in the order of forward's parameters, or a dict by name; what
+    is no tensor is taken as a constant. names: names for the inputs, else those of forward's parameters. dynamic: input
+    → its axes of any size; axis 0, the batch, unless given; `{}` for none. Raises NotExpressible naming operation and
+    line.
     """
     import torch
     from safetensors.torch import save
@@ -154,6 +155,9 @@ def _modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before.items():
             module.training = training
+        # Tracing hangs the constants that forward makes on the model.
+        for name in [n for n in vars(model) if n.startswith("_tensor_constant")]:
+            delattr(model, name)
 
 
 def _placed(value: Any, device: torch.device) -> Any:
@@ -212,7 +216,7 @@ def _compare(
     larger: Mapping[str, Any],
     axes: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Runs both at two sizes; the signature's outputs. Raises NotExpressible where the data does not do what the code does."""
+    """Runs both at two sizes; the signature's outputs. Raises NotExpressible where data and code disagree."""
     import torch
 
     answers = []

@@ -9,7 +9,7 @@ from typing import Any, cast
 import httpx
 
 from .errors import ApiError, JobFailed, TimedOut, Unreachable
-from .records import ENDED, Event, Job, Record, parse
+from .records import Event, Job, Record, parse
 from .transport import Transport, pause
 
 HOLD_S = 20  # how long one answer of a wait is held; API.md allows 60
@@ -80,8 +80,6 @@ class Jobs:
                     for event in read_events(split_lines(response.iter_text())):
                         seen, missed = event.id or seen, 0
                         yield event
-                        if event.type == "state" and event.data.get("status") in ENDED:
-                            return
             except httpx.TransportError as error:
                 missed += 1
                 if missed > self._transport.retries + 2:
@@ -91,11 +89,11 @@ class Jobs:
                 if error.status not in {429, 502, 503} or missed > self._transport.retries + 2:
                     raise
             else:
-                # The stream ended by itself: of a job that has ended there is nothing more to come.
+                # The stream ended by itself. A terminal event is no proof: a job that failed may have been retried.
                 if self.get(job).ended:
                     return
                 missed += 1
-            time.sleep(pause(min(missed, 4)))
+            self._transport.sleep(pause(min(missed, 4)))
 
     def cancel(self, job: str | Job) -> Job:
         return Job(self._transport.json("POST", f"/v1/jobs/{_id(job)}/cancel", repeatable=True))

@@ -87,7 +87,7 @@ def arguments_from(name: str, facts: Facts) -> dict[str, Any]:
 def _transformer_layer(facts: Facts) -> dict[str, Any]:
     attention, first = _facts(facts("self_attn")), _facts(facts("linear1"))
     activation = facts("activation")
-    named = getattr(activation, "__name__", "") or getattr(activation, "path", "").rsplit(".", 1)[-1]
+    named = str(getattr(activation, "path", None) or getattr(activation, "__name__", "")).rsplit(".", 1)[-1]
     if named not in ("relu", "gelu"):
         raise ValueError(f"its activation is {named or activation!r}: only relu and gelu can be written down")
     return {

@@ -53,13 +53,13 @@ class Models:
         model: a file (path, bytes or open), what `export` made, or a torch.nn.Module together with an example input,
         which is traced here: its code stays here. Raises ApiError, JobFailed, and what `export` raises.
         """
-        if hasattr(model, "state_dict") and hasattr(model, "forward") and not hasattr(model, "weights"):
+        if hasattr(model, "state_dict") and hasattr(model, "forward"):
             if example is None:
                 raise EnginesmithError("an nn.Module needs example=: a tensor (or a tuple of them) that it takes")
             from .export import export
 
             model = export(model, example)
-        if hasattr(model, "weights"):
+        if isinstance(getattr(model, "weights", None), bytes):
             architecture = architecture or model.architecture
             signature = signature or model.signature
             model, filename = model.weights, filename or f"{name}.safetensors"

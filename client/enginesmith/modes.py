@@ -44,9 +44,14 @@ def _pairs(graph: fx.Graph, trained: fx.Graph | None) -> dict[fx.Node, fx.Node] 
     if trained is None:
         return None
     mine, its = list(graph.nodes), list(trained.nodes)
-    if [(n.op, n.target) for n in mine] != [(n.op, n.target) for n in its]:
+    if [_step(n) for n in mine] != [_step(n) for n in its]:
         return None
     return dict(zip(mine, its, strict=True))
+
+
+def _step(node: fx.Node) -> tuple[str, Any]:
+    # Constants made in forward get a new name each time they are seen.
+    return node.op, "" if str(node.target).startswith("_tensor_constant") else node.target
 
 
 def _replace(

@@ -11,7 +11,7 @@ from .client import Client
 from .errors import JobFailed
 from .records import Event, Job, Record
 
-SHOWN = ("epoch", "loss", "train_loss", "val_loss", "accuracy", "val_accuracy", "val", "r2")
+SHOWN = ("epoch", "loss", "val_accuracy", "val_r2")
 
 
 def follow(client: Client, job: Job, console: Console, title: str | None = None, *, check: bool = True) -> Job:
@@ -31,8 +31,8 @@ def follow(client: Client, job: Job, console: Console, title: str | None = None,
         says, phase = "", ""
         for event in client.jobs.watch(job):
             if event.type == "progress":
-                done, total = event.data.get("done"), event.data.get("total")
-                bars.update(task, completed=done or 0, total=total)
+                at = event.data.get("progress") or event.data
+                bars.update(task, completed=at.get("done") or 0, total=at.get("total"))
             says = _says(event) or says
             phase = str(event.data.get("phase") or phase)
             bars.update(task, says=" · ".join(part for part in (phase, says) if part))

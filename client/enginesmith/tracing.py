@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -28,7 +29,7 @@ _CONTROL = "a network as data has one fixed list of operations: use torch.where,
 def trace(
     model: nn.Module, inputs: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]
 ) -> tuple[fx.Graph, list[str]]:
-    """The graph of `model.forward` in the mode that the model is in, and notes on what was decided by the examples' shapes.
+    """The graph of `model.forward` in the mode that the model is in, and notes on what the examples' shapes decided.
 
     inputs: parameter of forward → its tensor, or the constant that it always gets. examples: the same inputs at
     different sizes; a branch on sizes is followed only if all agree. Raises NotExpressible.
@@ -70,8 +71,7 @@ class _Tracer(fx.Tracer):
             name: self.create_proxy("placeholder", name, (), {}) if isinstance(value, torch.Tensor) else value
             for name, value in self.inputs.items()
         }
-        variadic = [p.name for p in _parameters(root_fn) if p.kind is inspect.Parameter.VAR_POSITIONAL]
-        if variadic and any(name.startswith("*") for name in given):
+        if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in _parameters(root_fn)):
             return (lambda *_: root_fn(self.root, *given.values())), []
         return (lambda *_: root_fn(self.root, **given)), []
 
@@ -80,7 +80,7 @@ class _Tracer(fx.Tracer):
         if found is None or len({bool(v) for v in found}) != 1:
             why = "the values of a tensor" if found is None else "the batch size"
             raise NotExpressible(
-                f"control flow (if, while, assert, and, or) that depends on {why}: {obj.node.format_node() or obj.node}",
+                f"control flow (if, while, assert, and, or) on {why}: {obj.node.format_node() or obj.node}",
                 line=_here() or line_of(obj.node),
                 hint=_CONTROL,
             )
@@ -96,9 +96,10 @@ class _Tracer(fx.Tracer):
                 raise NotExpressible(
                     f"a loop over a tensor, or a star before one: {obj.node.format_node() or obj.node}",
                     line=_here() or line_of(obj.node),
-                    hint="a network as data has one fixed list of operations: use unbind, split or chunk, and name the parts",
+                    hint="a network as data has one fixed list of operations: use unbind, split or chunk",
                 ) from None
-            return iter([obj[place] for place in range(len(found[0]))])
+            item = operator.getitem
+            return iter([obj.tracer.create_proxy("call_function", item, (obj, n), {}) for n in range(len(found[0]))])
 
     def _sizes_say(self, obj: fx.Proxy) -> list[Any] | None:
         """What a value that depends on shapes alone is for each example; None for any other value."""
@@ -121,7 +122,7 @@ class _Tracer(fx.Tracer):
 
 def _run(tracer: _Tracer, node: fx.Node, place: int) -> Any:
     if node.op == "placeholder":
-        return tracer.examples[place][str(node.target).lstrip("*")]
+        return tracer.examples[place][str(node.target)]
     args = fx.node.map_arg(node.args, lambda n: tracer.values[n][place])
     kwargs = fx.node.map_arg(node.kwargs, lambda n: tracer.values[n][place])
     with torch.no_grad(), _unwatched():
@@ -156,16 +157,15 @@ _ACTIVE: list[dict[str, Any]] = []
 
 @contextmanager
 def _watched() -> Iterator[None]:
-    """While tracing: functions that make tensors from sizes are recorded, randomness and custom autograd are refused."""
+    """While tracing: functions that make tensors from sizes are recorded; randomness and custom autograd, refused."""
     originals = {name: getattr(torch, name) for name in (*_FACTORIES, *_RANDOM)}
     apply = torch.autograd.Function.__dict__.get("apply")
     for name in _FACTORIES:
         setattr(torch, name, _recorded(originals[name]))
     for name in _RANDOM:
         setattr(torch, name, _refused(f"torch.{name}", "draws random or undefined numbers in forward"))
-    torch.autograd.Function.apply = _refused(
-        "torch.autograd.Function.apply", "is a gradient written by hand, which is code"
-    )
+    by_hand = _refused("torch.autograd.Function.apply", "is a gradient written by hand, which is code")
+    type.__setattr__(torch.autograd.Function, "apply", by_hand)
     _ACTIVE.append(originals)
     try:
         yield
@@ -174,9 +174,9 @@ def _watched() -> Iterator[None]:
         for name, function in originals.items():
             setattr(torch, name, function)
         if apply is None:
-            del torch.autograd.Function.apply
+            type.__delattr__(torch.autograd.Function, "apply")
         else:
-            torch.autograd.Function.apply = apply
+            type.__setattr__(torch.autograd.Function, "apply", apply)
 
 
 @contextmanager

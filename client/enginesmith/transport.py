@@ -7,7 +7,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -48,6 +48,11 @@ class Transport:
 
     def close(self) -> None:
         self._http.close()
+
+    def __del__(self) -> None:
+        # A client that was forgotten gives its sockets back without a warning.
+        with suppress(Exception):
+            self._http.close()
 
     def json(self, method: str, path: str, **kwargs: Any) -> Any:
         """The answer's JSON, objects as Records; None for an empty body."""

@@ -59,7 +59,7 @@ def decode(value: Any, nodes: Mapping[str, Any]) -> Any:
         raise ValueError("an object in the arguments must be one tagged value")
     [(tag, inner)] = value.items()
     if tag == "$node":
-        if inner not in nodes:
+        if not isinstance(inner, str) or inner not in nodes:
             raise ValueError(f"no earlier node is called {str(inner)[:80]!r}")
         return nodes[inner]
     if tag == "$tuple" and isinstance(inner, list):

@@ -120,9 +120,12 @@ def _fitting_dtype(record: Dataset, signature: Signature) -> torch.dtype | None:
             hint="omit the data set: convert then checks parity alone",
         )
     wanted = signature.inputs[0]
-    if wanted.batch_axis is None:
+    axis = wanted.batch_axis
+    if axis is None and wanted.shape[:1] == (1,):  # a model of one row at a time
+        axis = 0
+    if axis is None:
         raise BadDataset(f"the model's input {wanted.name!r} has no batch axis: rows of a data set cannot be fed to it")
-    row = tuple(n for axis, n in enumerate(wanted.shape) if axis != wanted.batch_axis)
+    row = tuple(n for a, n in enumerate(wanted.shape) if a != axis)
     if len(row) != len(record.x_shape) or any(w not in (-1, n) for w, n in zip(row, record.x_shape, strict=True)):
         raise BadDataset(
             f"rows of the data set {record.ref} have the shape {list(record.x_shape)}; "

@@ -71,9 +71,7 @@ def fit(
     torch.manual_seed(plan.seed)
     order = torch.Generator().manual_seed(plan.seed)
     device, amp = ctx.device, plan.amp == "bf16" or (plan.amp == "auto" and ctx.device == "cuda")
-    # Tensor cores want channels last; on a CPU oneDNN picks its own layout and small networks lose up to a fifth by it.
-    images = device == "cuda" and data.train.x.dim() == 4 and any(isinstance(m, nn.Conv2d) for m in module.modules())
-    layout = torch.channels_last if images else torch.preserve_format
+    layout = _layout(module.to(device), data, device)
     module.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     loss_of = loss_for(module, data, plan, device)
     steps = len(data.train.cuts(plan.batch_size, lone_row=False))
@@ -145,3 +143,20 @@ def _must_be_finite(loss_sum: torch.Tensor, epoch: int, lr: float) -> None:
             code="diverged",
             hint="lower lr, or normalise the data",
         )
+
+
+def _layout(module: nn.Module, data: Data, device: str) -> torch.memory_format:
+    """channels_last for images on a GPU, whose tensor cores want it, where the network runs so: a `view` may forbid it.
+
+    Not on a CPU: measured there, a step took 0.7× the time with two convolutions, but 1.08× with a residual network.
+    """
+    if device != "cuda" or data.train.x.dim() != 4 or not any(isinstance(m, nn.Conv2d) for m in module.modules()):
+        return torch.preserve_format
+    x, _ = data.train.take(torch.arange(min(2, len(data.train))))
+    module.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch's stubs lack it
+    try:
+        with torch.no_grad():
+            module(x.to(device, memory_format=torch.channels_last))
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last

@@ -34,6 +34,12 @@ def tensors(output: Any) -> list[torch.Tensor]:
     return []
 
 
+def chosen(signature: Signature) -> str:
+    """The name of the output that counts: as `first` chooses."""
+    names = [t.name for t in signature.outputs]
+    return "logits" if "logits" in names else names[0]
+
+
 def eager(module: nn.Module, device: str = "cpu") -> Predict:
     """torch eager. Puts the module into eval mode."""
     module.to(device).eval()
@@ -47,7 +53,7 @@ def eager(module: nn.Module, device: str = "cpu") -> Predict:
 
 def engine(loaded: Engine, signature: Signature, max_batch: int) -> Predict:
     """A loaded engine; batches are cut to what it takes, and a model that is not batched is asked row by row."""
-    name, out = signature.inputs[0].name, signature.outputs[0].name
+    name, out = signature.inputs[0].name, chosen(signature)
     at_once = max_batch if signature.batched else 1
 
     def predict(x: torch.Tensor) -> npt.NDArray[Any]:

@@ -1,0 +1,208 @@
+"""Jobs: submit, list, look at, cancel, retry."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from app.api.body import Json, checked_by, read_json
+from app.api.examples import json_body, problems
+from app.api.paging import Cursor, Limit, page
+from app.api.resolving import resolve
+from app.api.submitting import accepted, fingerprint, new_job_id, submit_once
+from app.api.told import job_json
+from app.api.waiting import applied, ended_or, idempotency_key, other_request, preferred_wait
+from app.deps import TheArtifacts, TheCatalog, TheQueue, TheSettings
+from app.domain.records import Job, Progress, Status, now, parse_ref
+from app.domain.specs import MENU, SUBMITTABLE, Spec
+from app.errors import Conflict, NotFound, Unprocessable
+from app.queue import Queue
+from app.storage.artifacts import Artifacts
+from app.storage.catalog import Catalog, Stale
+
+router = APIRouter(tags=["jobs"])
+_EXAMPLES = {
+    "train": {"kind": "train", "model": "digits", "dataset": "digits", "epochs": 30, "lr": 0.05},
+    "prune": {"kind": "prune", "model": "digits@2", "dataset": "digits", "method": "channel", "amount": 0.5,
+              "round_to": 4, "finetune": {"epochs": 5, "lr": 0.02}},
+    "convert": {"kind": "convert", "model": "digits", "dataset": "digits", "target": "openvino", "max_batch": 64},
+    "evaluate": {"kind": "evaluate", "model": "digits@4", "dataset": "digits", "baseline": "digits@2"},
+}  # fmt: skip
+
+
+@router.post(
+    "/v1/jobs",
+    status_code=202,
+    summary="Submit a job",
+    responses=problems(400, 404, 409, 415, 422),
+    openapi_extra=json_body(SUBMITTABLE, _EXAMPLES),
+)
+async def submit(request: Request, settings: TheSettings, catalog: TheCatalog, queue: TheQueue) -> Response:
+    body = await read_json(request)
+    spec = parse_submission(body)
+
+    async def make(id: str) -> Job:
+        found = await asyncio.to_thread(resolve, spec, catalog)
+        return Job.model_validate(
+            {
+                "id": id,
+                "kind": body["kind"],
+                "spec": found.spec,
+                "model": found.model,
+                "dataset": found.dataset,
+                "queue": found.queue,
+                "created_at": now(),
+                "allowed_attempts": settings.max_attempts,
+            }
+        )
+
+    job, _ = await submit_once(request, catalog, queue, fingerprint("job", body), make)
+    return await accepted(request, catalog, job)
+
+
+def parse_submission(body: Any) -> Spec:
+    """The typed spec. Raises Unprocessable that names the kinds, or the fields that are wrong."""
+    kinds = [kind for kind in MENU if kind != "import"]
+    if isinstance(body, dict):
+        kind = body.get("kind")
+        if kind == "import":
+            raise Unprocessable("jobs of kind 'import' are made by POST /v1/models", code="unknown_kind")
+        if not isinstance(kind, str) or kind not in kinds:
+            told = f"unknown kind {repr(kind)[:80]}" if "kind" in body else "there is no `kind`"
+            raise Unprocessable(
+                told,
+                code="unknown_kind",
+                hint=f"kinds are: {', '.join(kinds)}",
+                errors=[{"loc": ["kind"], "msg": f"must be one of {', '.join(kinds)}"}],
+            )
+    found: Spec = checked_by(SUBMITTABLE, body, "the job")
+    return found
+
+
+@router.get("/v1/jobs", summary="Jobs, newest first", responses=problems(422))
+def list_jobs(
+    catalog: TheCatalog,
+    kind: Annotated[str | None, Query(max_length=50)] = None,
+    status: Status | None = None,
+    model: Annotated[str | None, Query(max_length=80, description="a name, or name@number")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Response:
+    if kind is not None and kind not in MENU:
+        raise Unprocessable(
+            f"unknown kind {kind!r}", code="unknown_kind", hint=f"kinds are: {', '.join(MENU)}",
+            errors=[{"loc": ["query", "kind"], "msg": f"must be one of {', '.join(MENU)}"}],
+        )  # fmt: skip
+    found, following = catalog.jobs(kind=kind, status=status, model=model, limit=limit, cursor=cursor)
+    return page([job_json(job) for job in found], following)
+
+
+@router.get("/v1/jobs/{id}", summary="One job; waits for its end if asked to", responses=problems(404))
+async def get_job(id: str, request: Request, catalog: TheCatalog) -> Response:
+    seconds = preferred_wait(request.headers)
+    job = await ended_or(catalog, id, seconds, request)
+    return Json(job_json(job), headers=applied(seconds))
+
+
+@router.post("/v1/jobs/{id}/cancel", summary="Stop a job within seconds", responses=problems(404, 409))
+def cancel(id: str, catalog: TheCatalog, queue: TheQueue) -> Response:
+    for _ in range(5):
+        job = catalog.job(id)
+        if job.ended:
+            raise Conflict(
+                f"job {id} has {job.status} already", code="already_ended", hint="there is nothing left to cancel"
+            )
+        try:
+            if job.status == "queued":
+                job = catalog.moved(id, was={"queued"}, to="cancelled", attempt=job.attempt)
+                queue.cancel(job)
+                return Json(job_json(job))
+            if job.status == "running":
+                job = catalog.moved(id, was={"running"}, to="cancelling", attempt=job.attempt)
+            return Json(job_json(job), status_code=202)
+        except Stale:  # it moved between our look and our word: look again
+            continue
+    raise Conflict(f"job {id} changes too fast to be cancelled", retryable=True, hint="try again")
+
+
+@router.post(
+    "/v1/jobs/{id}/retry",
+    status_code=202,
+    summary="Run a failed or cancelled job again",
+    description="The same job, queued again with its next attempt; training goes on from its last checkpoint.",
+    responses=problems(404, 409),
+)
+async def retry(
+    id: str,
+    request: Request,
+    settings: TheSettings,
+    catalog: TheCatalog,
+    queue: TheQueue,
+    artifacts: TheArtifacts,
+) -> Response:
+    key = idempotency_key(request)
+    mark, token = fingerprint("retry", id), new_job_id()
+    if key is not None:
+        stood, first = await asyncio.to_thread(catalog.remember, f"retry:{key}", mark, token)
+        if stood != mark:
+            raise other_request()
+        if first != token:  # its answer was lost on the way
+            return await accepted(request, catalog, await asyncio.to_thread(catalog.job, id))
+    try:
+        job = await asyncio.to_thread(_retry, id, settings.max_attempts, catalog, queue, artifacts)
+    except BaseException:
+        if key is not None:
+            await asyncio.shield(asyncio.to_thread(catalog.forget, f"retry:{key}"))
+        raise
+    return await accepted(request, catalog, job)
+
+
+def _retry(id: str, attempts: int, catalog: Catalog, queue: Queue, artifacts: Artifacts) -> Job:
+    job = catalog.job(id)
+    if job.status not in ("failed", "cancelled"):
+        raise Conflict(
+            f"job {id} is {job.status}; only failed and cancelled jobs can be run again",
+            code="not_ended" if not job.ended else "already_succeeded",
+            hint="submit a new job with the same fields" if job.ended else "cancel it first",
+        )
+    _check_sources(job, catalog, artifacts)
+    queued = catalog.moved(
+        id,
+        was={"failed", "cancelled"},
+        to="queued",
+        attempt=job.attempt,
+        next_attempt=job.attempt + 1,
+        allowed_attempts=job.attempt + attempts,
+        progress=Progress(),
+        result=None,
+        error=None,
+        started_at=None,
+        finished_at=None,
+    )
+    queue.enqueue(queued)
+    return queued
+
+
+def _check_sources(job: Job, catalog: Catalog, artifacts: Artifacts) -> None:
+    """Whether what the job works on is still there. Raises Conflict."""
+    if job.kind == "import":
+        try:
+            artifacts.size(str(job.spec.get("upload")))
+        except NotFound:
+            raise Conflict(
+                "the uploaded file is gone", code="upload_gone", hint="upload it again: POST /v1/models"
+            ) from None
+    for ref, what in ((job.model, "model"), (job.dataset, "dataset")):
+        if ref is None:
+            continue
+        name, number = parse_ref(ref)
+        try:
+            if what == "dataset":
+                catalog.dataset(name, number)
+            elif number is not None:
+                catalog.version(name, number)
+        except NotFound:
+            raise Conflict(f"{ref}, which the job works on, was deleted", code="source_gone") from None

@@ -1,0 +1,245 @@
+"""What a job is really to work on: names become exact refs, and what cannot work is refused before it is queued."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from app.domain.records import Dataset, Version, parse_ref
+from app.domain.specs import ConvertSpec, EvaluateSpec, ModelSpec, PruneSpec, Spec
+from app.errors import Conflict, Problem, Unprocessable
+from app.storage.catalog import Catalog
+
+CONVERTIBLE = frozenset({"torch", "onnx", "torchscript"})
+_GPU_TARGETS = frozenset({"tensorrt"})
+_FAMILIES = {"f": ("float16", "bfloat16", "float32", "float64"), "b": ("bool",)}
+
+
+class Resolved(NamedTuple):
+    """spec: with every ref exact; model, dataset: those refs."""
+
+    spec: dict[str, Any]
+    model: str | None
+    dataset: str | None
+    queue: str
+
+
+def resolve(spec: Spec, catalog: Catalog) -> Resolved:
+    """Raises NotFound, Conflict and Unprocessable: what the job would otherwise fail with."""
+    assert isinstance(spec, ModelSpec)
+    if spec.wants_dataset() and spec.dataset is None:
+        raise Unprocessable(
+            _wants_dataset(spec),
+            code="dataset_missing",
+            hint="name a data set: POST /v1/datasets uploads one",
+            errors=[{"loc": ["dataset"], "msg": "is required"}],
+        )
+    version = _pick(spec.model, spec.needs, catalog, spec.model_dump()["kind"])
+    dataset = _dataset(spec.dataset, catalog) if spec.dataset else None
+    stored = spec.model_dump(mode="json")
+    if dataset is not None:
+        check_fits(version, dataset)
+    if isinstance(spec, PruneSpec) and spec.layers:
+        _check_layers(spec.layers, version)
+    if isinstance(spec, EvaluateSpec) and spec.baseline:
+        stored["baseline"] = _pick(spec.baseline, "any", catalog, "evaluate", field="baseline").ref
+    workers = catalog.live_workers()
+    if isinstance(spec, ConvertSpec):
+        if spec.precision == "int8" and not (version.format == "onnx" and version.details.get("quantized")):
+            raise Conflict(
+                f"{version.ref} is not quantized, and int8 engines are built from quantized networks only",
+                code="not_quantized",
+                hint="run a job of kind 'quantize' for this target first, then convert what it makes",
+            )
+        _check_target(spec, workers)
+    return Resolved(stored, version.ref, dataset.ref if dataset else None, choose_queue(spec, workers))
+
+
+def choose_queue(spec: Spec, workers: list[dict[str, Any]]) -> str:
+    """gpu where the work gains from one and a worker serves that queue, else cpu."""
+    if isinstance(spec, ConvertSpec):
+        able = [w for w in workers if w.get("targets", {}).get(spec.target, {}).get("ok")]
+        served = {queue for w in able for queue in w.get("queues", ())}
+        if spec.target in _GPU_TARGETS:
+            return "cpu" if served and "gpu" not in served else "gpu"
+        return "gpu" if served == {"gpu"} else "cpu"
+    is_served = any("gpu" in w.get("queues", ()) for w in workers)
+    return "gpu" if spec.on_gpu and is_served else "cpu"
+
+
+def usable(version: Version, needs: str) -> bool:
+    """Whether a kind of job that `needs` something can start from this version."""
+    if needs == "trainable":
+        return version.trainable
+    return version.format in CONVERTIBLE if needs == "convertible" else True
+
+
+def _pick(ref: str, needs: str, catalog: Catalog, kind: str, field: str = "model") -> Version:
+    name, number = parse_ref(ref)
+    if number is not None:
+        version = catalog.version(name, number)
+        if not usable(version, needs):
+            raise _unusable(version, needs, kind)
+        return version
+    versions = catalog.versions(name)
+    found = next((v for v in reversed(versions) if usable(v, needs)), None)
+    if found is None:
+        raise _unusable(versions[-1], needs, kind)
+    return found
+
+
+def _unusable(version: Version, needs: str, kind: str) -> Problem:
+    if needs == "trainable":
+        told = f" ({'; '.join(version.notes[:2])})" if version.notes else ""
+        return Conflict(
+            f"{version.ref} is {_told_format(version)}, which {kind} cannot start from{told}",
+            code="not_trainable",
+            hint="use a version of format torch: upload weights with an `architecture`, or a network as a graph",
+        )
+    parent = f": {version.parent} is what it was made from" if version.parent else ""
+    return Conflict(
+        f"{version.ref} is {_told_format(version)}, and cannot be converted",
+        code="not_convertible",
+        hint=f"convert a version of format torch, onnx or torchscript{parent}",
+    )
+
+
+def _told_format(version: Version) -> str:
+    return f"an engine of {version.format}" if version.is_engine else f"of format {version.format}"
+
+
+def _dataset(ref: str, catalog: Catalog) -> Dataset:
+    name, number = parse_ref(ref)
+    return catalog.dataset(name, number)
+
+
+def _wants_dataset(spec: Spec) -> str:
+    return "fine-tuning needs a data set" if isinstance(spec, PruneSpec) else f"{_kind(spec)} needs a data set"
+
+
+def _kind(spec: Spec) -> str:
+    return str(getattr(spec, "kind", "this"))
+
+
+def _check_layers(layers: list[str], version: Version) -> None:
+    known = list(version.metrics.layer_sparsity)
+    missing = [layer for layer in layers if layer not in known]
+    if known and missing:
+        listed = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
+        raise Unprocessable(
+            f"{version.ref} has no prunable layer {missing[0]!r}",
+            code="unknown_layer",
+            hint=f"it has: {listed}",
+            errors=[
+                {"loc": ["layers", i], "msg": f"there is no layer {layer!r}"}
+                for i, layer in enumerate(layers)
+                if layer in missing
+            ][:50],
+        )
+
+
+def _check_target(spec: ConvertSpec, workers: list[dict[str, Any]]) -> None:
+    """Refuses a target that no live worker can build; with no worker alive nobody knows."""
+    told = [w["targets"][spec.target] for w in workers if spec.target in w.get("targets", {})]
+    if not told:
+        return
+    able = [t for t in told if t.get("ok")]
+    if not able:
+        raise Conflict(
+            f"no worker here can build for {spec.target}: {told[0].get('reason') or 'it is not installed'}",
+            code="target_unavailable",
+            hint="GET /v1/jobs/kinds says which targets can be built, and why others cannot",
+        )
+    precisions = sorted({p for t in able for p in t.get("precisions") or ()})
+    if precisions and spec.precision not in precisions:
+        raise Conflict(
+            f"no worker here can build {spec.target} in {spec.precision}",
+            code="target_unavailable",
+            hint=f"it can do {', '.join(precisions)}",
+        )
+
+
+def check_fits(version: Version, dataset: Dataset) -> None:
+    """Whether rows and targets of a data set are what a model takes and gives. Raises Unprocessable."""
+    inputs = version.signature.inputs
+    if len(inputs) != 1:
+        names = ", ".join(t.name for t in inputs)
+        raise _mismatch(
+            f"{version.ref} takes {len(inputs)} inputs ({names}), and a data set has one array", "leave out `dataset`"
+        )
+    tensor = inputs[0]
+    taken = _row_shape(tensor.shape, tensor.batch_axis)
+    if not any(_shapes_fit(shape, dataset.x_shape) for shape in taken):
+        raise _mismatch(
+            f"{version.ref} takes rows of {_dims(taken[0])}, and those of {dataset.ref} are {_dims(dataset.x_shape)}",
+            _layout_hint(taken[0], dataset.x_shape),
+        )
+    if _family(tensor.dtype) != _family(dataset.x_dtype):
+        raise _mismatch(
+            f"{version.ref} takes {tensor.dtype}, and {dataset.ref} has {dataset.x_dtype}",
+            f"upload x as {tensor.dtype}, scaled as the model was trained",
+        )
+    _check_targets_fit(version, dataset)
+
+
+def _check_targets_fit(version: Version, dataset: Dataset) -> None:
+    if not version.signature.outputs:
+        return
+    output = version.signature.outputs[0]
+    width = output.shape[-1] if len(output.shape) >= 2 else None
+    if dataset.classes is not None:
+        if width is not None and width > 1 and dataset.classes > width:
+            raise _mismatch(
+                f"{dataset.ref} has {dataset.classes} classes, and {version.ref} tells {width} apart",
+                "a network with a wider last layer, or a data set with fewer classes",
+            )
+        if (
+            version.labels
+            and dataset.labels
+            and version.labels != dataset.labels
+            and set(version.labels) == set(dataset.labels)
+        ):
+            raise _mismatch(
+                f"{version.ref} and {dataset.ref} have the same labels in another order",
+                f"upload the data set with `labels`: {list(version.labels[:20])}",
+            )
+    elif len(dataset.y_shape) <= 1 and width is not None and width > 0:
+        wanted = dataset.y_shape[0] if dataset.y_shape else 1
+        if width != wanted:
+            raise _mismatch(
+                f"{dataset.ref} has {wanted} number{'s' if wanted > 1 else ''} a row to predict, "
+                f"and {version.ref} gives {width}",
+                "give y as integers if they are classes",
+            )
+
+
+def _row_shape(shape: tuple[int, ...], batch_axis: int | None) -> list[tuple[int, ...]]:
+    """What one row may look like. A model of fixed batch 1 may not say that its first axis is one."""
+    if batch_axis is not None:
+        return [shape[:batch_axis] + shape[batch_axis + 1 :]]
+    return [shape, shape[1:]] if shape[:1] == (1,) else [shape]
+
+
+def _shapes_fit(wanted: tuple[int, ...], found: tuple[int, ...]) -> bool:
+    return len(wanted) == len(found) and all(w in (-1, f) for w, f in zip(wanted, found, strict=True))
+
+
+def _layout_hint(wanted: tuple[int, ...], found: tuple[int, ...]) -> str:
+    if len(wanted) == len(found) == 3 and _shapes_fit(wanted, (found[2], found[0], found[1])):
+        return "the channels are last: x.transpose(0, 3, 1, 2)"
+    if len(wanted) == len(found) == 3 and _shapes_fit(wanted, (found[1], found[2], found[0])):
+        return "the channels are first: x.transpose(0, 2, 3, 1)"
+    return "arrays are what the model takes, in its own layout"
+
+
+def _family(dtype: str) -> str:
+    return next((family for family, names in _FAMILIES.items() if dtype in names), "i")
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join('any' if n == -1 else str(n) for n in shape)}]"
+
+
+def _mismatch(detail: str, hint: str) -> Problem:
+    return Unprocessable(
+        detail, code="dataset_mismatch", hint=hint, errors=[{"loc": ["dataset"], "msg": "does not fit the model"}]
+    )

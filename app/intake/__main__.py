@@ -1,0 +1,49 @@
+"""The process that reads one data set: native decoders work on strangers' bytes here, apart from the app's requests.
+
+stdin: {file, folder, scratch, manifest, max_bytes, max_files, memory_bytes}; stdout: {draft} or {problem}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+from app.errors import Internal, Problem
+from app.intake.draft import Intake
+from app.intake.manifest import DatasetManifest
+from app.intake.read import read_dataset
+
+
+def main() -> None:
+    asked = json.load(sys.stdin)
+    memory = asked["memory_bytes"]
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    warnings.simplefilter("ignore")
+    try:
+        given = Intake(
+            file=Path(asked["file"]),
+            folder=Path(asked["folder"]),
+            scratch=Path(asked["scratch"]),
+            manifest=DatasetManifest.model_validate(asked["manifest"]),
+            max_bytes=asked["max_bytes"],
+            max_files=asked["max_files"],
+        )
+        answer: dict[str, Any] = {"draft": read_dataset(given)}
+    except Problem as problem:
+        answer = {"problem": problem.body()}
+    except Exception as error:
+        traceback.print_exc()
+        answer = {"problem": Internal(f"reading the data set failed: {type(error).__name__}").body()}
+    json.dump(answer, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

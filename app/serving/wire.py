@@ -1,0 +1,206 @@
+"""Bodies of /predict ↔ tensors: plain JSON, .npy, .npz and images, each checked against the signature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from app.domain.records import Signature, Version
+from app.domain.tensors import DTYPES, check, wrong_names
+from app.errors import BadTensor, NotAcceptable, UnsupportedMedia
+from app.serving import arrays, json_tensors, predictions
+
+Kind = Literal["json", "npy", "npz", "image", "multipart"]
+MEDIA: dict[str, Kind] = {
+    "application/json": "json",
+    "application/x-npy": "npy",
+    "application/x-npz": "npz",
+    "image/jpeg": "image",
+    "image/png": "image",
+    "multipart/form-data": "multipart",
+}
+_ANSWERS = {"json": "application/json", "npy": "application/x-npy", "npz": "application/x-npz"}
+
+
+class Asked(NamedTuple):
+    """A request in hand. outputs: those to be answered, in order; all unless named."""
+
+    inputs: dict[str, npt.NDArray[Any]]
+    outputs: tuple[str, ...]
+    top_k: int | None = None
+
+
+def body_kind(content_type: str, version: Version) -> Kind:
+    """What a body is, by its Content-Type. Raises UnsupportedMedia, which lists what this version takes."""
+    kind = MEDIA.get(content_type.partition(";")[0].strip().lower())
+    several = len(version.signature.inputs) > 1
+    if kind in ("image", "multipart") and (several or version.preprocess is None):
+        why = "has several inputs" if several else "has no preprocess"
+        raise UnsupportedMedia(
+            f"{version.ref} takes no images: it {why}", hint=f"send {' or '.join(_taken(version))} with the tensors"
+        )
+    if kind is None:
+        said = f"not {content_type!r}" if content_type else "and there is no Content-Type"
+        raise UnsupportedMedia(
+            f"{version.ref} takes {', '.join(_taken(version))}, {said}", hint="set the header Content-Type"
+        )
+    return kind
+
+
+def _taken(version: Version) -> list[str]:
+    takes_images = version.preprocess is not None and len(version.signature.inputs) == 1
+    return [media for media, kind in MEDIA.items() if takes_images or kind not in ("image", "multipart")]
+
+
+def decode(
+    kind: Kind, body: bytes, version: Version, *, limit: int, outputs: str | None = None, top_k: str | None = None
+) -> Asked:
+    """JSON, .npy or .npz → tensors that fit the signature. limit: bytes that an .npz may unpack to.
+
+    outputs (with commas), top_k: from the query, for bodies that cannot say it. Raises BadTensor, BadRequest.
+    """
+    signature = version.signature
+    if kind == "json":
+        given = json_tensors.parse(body)
+        asked = Asked(
+            json_tensors.tensors(given["inputs"], signature),
+            selected(given.get("outputs"), signature),
+            _top_k(given.get("top_k")),
+        )
+    else:
+        if kind == "npz":
+            found = arrays.from_npz(body, {t.name for t in signature.inputs}, limit)
+        elif len(signature.inputs) > 1:
+            raise wrong_names(signature, set())
+        else:
+            found = {signature.inputs[0].name: arrays.from_npy(body)}
+        asked = Asked(found, *_from_query(outputs, top_k, signature))
+    check(signature, asked.inputs)
+    for name, array in asked.inputs.items():
+        require_finite(name, array)
+    return asked
+
+
+def decode_images(
+    images: Sequence[bytes], version: Version, *, outputs: str | None = None, top_k: str | None = None
+) -> Asked:
+    """Encoded images → one tensor, a row each, through the version's preprocess. Raises BadTensor."""
+    from app.intake import preprocess  # here: only versions for images need it
+
+    tensor = version.signature.inputs[0]
+    how = preprocess.parse(version.preprocess or {})
+    rows = []
+    for number, image in enumerate(images):
+        try:
+            rows.append(preprocess.apply(image, how))
+        except BadTensor as error:
+            if len(images) > 1:
+                raise BadTensor(f"image {number}: {error.detail}", hint=error.hint) from None
+            raise
+    if len({row.shape for row in rows}) != 1:
+        shapes = sorted({str(list(row.shape)) for row in rows})
+        raise BadTensor(
+            f"the images are of different sizes: {', '.join(shapes)}" if rows else "there is no image in the body",
+            hint="send images of one size, or one at a time",
+        )
+    array = np.stack(rows)
+    if DTYPES[tensor.dtype].kind == "f":
+        array = array.astype(DTYPES[tensor.dtype], copy=False)
+    found = {tensor.name: array}
+    check(version.signature, found)
+    return Asked(found, *_from_query(outputs, top_k, version.signature))
+
+
+def answer_kind(accept: str | None, body: Kind, outputs: int) -> str:
+    """json, npy or npz: what Accept names first; else the kind of the request. Raises NotAcceptable."""
+    own = {"npy": "npy" if outputs == 1 else "npz", "npz": "npz"}.get(body, "json")
+    ranges = [_media_range(part) for part in (accept or "*/*").split(",")]
+    kinds = {media: kind for kind, media in _ANSWERS.items()} | {"*/*": own, "application/*": own}
+    for media, quality in sorted(ranges, key=lambda r: -r[1]):  # stable: of equal ones the first
+        kind = kinds.get(media)
+        if kind is None or quality <= 0:
+            continue
+        if kind == "npy" and outputs != 1:
+            raise NotAcceptable(
+                f"one .npy cannot hold {outputs} outputs",
+                hint="Accept: application/x-npz, or ask for one output",
+            )
+        return kind
+    raise NotAcceptable(f"no answer can be made as {accept!r}", hint=f"Accept one of {', '.join(_ANSWERS.values())}")
+
+
+def _media_range(part: str) -> tuple[str, float]:
+    media, *parameters = (p.strip().lower() for p in part.split(";"))
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return media, float(parameter[2:])
+            except ValueError:
+                return media, 0.0
+    return media, 1.0
+
+
+def encode(kind: str, outputs: Mapping[str, npt.NDArray[Any]], asked: Asked, version: Version) -> tuple[bytes, str]:
+    """(body, Content-Type) of an answer. NaN and infinity become null in JSON."""
+    chosen = {name: outputs[name] for name in asked.outputs}
+    if kind == "npy":
+        body = arrays.to_npy(next(iter(chosen.values())))
+    elif kind == "npz":
+        body = arrays.to_npz(chosen)
+    else:
+        told: dict[str, Any] = {"model": version.ref, "outputs": chosen}
+        if version.labels and (best := predictions.top(outputs, version.labels, asked.top_k)) is not None:
+            told["predictions"] = best
+        body = orjson.dumps(told, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+    return body, _ANSWERS[kind]
+
+
+def _plain(value: Any) -> Any:
+    """Arrays that orjson does not write itself: scalars, strings, views."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    raise TypeError(type(value).__name__)
+
+
+def require_finite(name: str, array: npt.NDArray[Any]) -> None:
+    """Raises BadTensor that says where the first NaN or infinity is."""
+    if array.dtype.kind != "f":
+        return
+    finite = np.isfinite(array)
+    if not finite.all():
+        at = np.unravel_index(int(np.argmin(finite)), array.shape)
+        what = "NaN" if np.isnan(array[at]) else "infinity"
+        raise BadTensor(
+            f"input {name!r} holds {what} at {[int(i) for i in at]}", hint="send finite numbers only", code="not_finite"
+        )
+
+
+def selected(names: Any, signature: Signature) -> tuple[str, ...]:
+    """The outputs asked for, or all. Raises BadTensor for one that is not there."""
+    there = tuple(t.name for t in signature.outputs)
+    if names is None:
+        return there
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise BadTensor("outputs must be a list of names", hint=f"the model has {list(there)}")
+    if unknown := [n for n in names if n not in there]:
+        raise BadTensor(f"the model has no outputs {unknown[:8]}", hint=f"it has {list(there)}")
+    return tuple(dict.fromkeys(names))
+
+
+def _top_k(given: Any) -> int | None:
+    if given is None:
+        return None
+    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+        raise BadTensor("top_k must be an integer of at least 1", hint="leave it out for the five best")
+    return given
+
+
+def _from_query(outputs: str | None, top_k: str | None, signature: Signature) -> tuple[tuple[str, ...], int | None]:
+    number = int(top_k) if top_k is not None and top_k.isdecimal() and len(top_k) < 10 else top_k
+    return selected(outputs.split(",") if outputs is not None else None, signature), _top_k(number)

@@ -1,0 +1,30 @@
+"""The stub service, and a client of it that does not sleep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from enginesmith import Client
+from enginesmith.transport import Transport
+
+from .stub import Stub
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    server = Stub()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def slept() -> list[float]:
+    """How long the client would have slept between its tries."""
+    return []
+
+
+@pytest.fixture
+def client(stub: Stub, slept: list[float]) -> Iterator[Client]:
+    with Client(transport=Transport(stub.url, "secret", sleep=slept.append)) as found:
+        yield found

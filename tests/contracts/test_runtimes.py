@@ -1,0 +1,294 @@
+"""One suite over every runtime that this machine can use: build, load, and the same answers as numpy's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from app import runtimes
+from app.domain.records import Signature, Tensor
+from app.errors import BadTensor, Internal, Problem, Unavailable, Unprocessable
+from app.runtimes import BuildOptions, Engine, LoadOptions, Runtime
+
+RUNTIMES = [name for name in runtimes.names() if name != "echo" and runtimes.get(name).available().ok]
+F, I64, B, F16 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT16
+DTYPES = {F: "float32", I64: "int64", B: "bool", F16: "float16", TensorProto.UINT8: "uint8"}
+rng = np.random.default_rng(0)
+Loaded = Callable[..., Engine]
+
+
+def model_of(
+    folder: Path,
+    nodes: list[Any],
+    inputs: list[tuple[str, int, list[Any]]],
+    outputs: list[tuple[str, int, list[Any]]],
+    constants: dict[str, np.ndarray] | None = None,
+    opset: int = 17,
+    domains: tuple[str, ...] = (),
+) -> tuple[Path, Signature]:
+    """A small graph as a file, with its signature. A dimension named by a string is dynamic."""
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(*i) for i in inputs],
+        [helper.make_tensor_value_info(*o) for o in outputs],
+        [onnx.numpy_helper.from_array(v, k) for k, v in (constants or {}).items()],
+    )
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
+    path = folder / "source.onnx"
+    path.write_bytes(helper.make_model(made, opset_imports=opsets, ir_version=8).SerializeToString())
+
+    def tensor(name: str, kind: int, shape: list[Any]) -> Tensor:
+        sizes = tuple(-1 if isinstance(n, str) else n for n in shape)
+        return Tensor(name=name, dtype=DTYPES[kind], shape=sizes, batch_axis=0 if sizes[:1] == (-1,) else None)
+
+    return path, Signature(inputs=tuple(tensor(*i) for i in inputs), outputs=tuple(tensor(*o) for o in outputs))
+
+
+@pytest.fixture(params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    return runtimes.get(request.param)
+
+
+@pytest.fixture
+def loaded(runtime: Runtime, tmp_path: Path) -> Loaded:
+    def build_and_load(source: Path, signature: Signature, options: LoadOptions | None = None) -> Engine:
+        folder = tmp_path / "engine"
+        folder.mkdir()
+        phases: list[tuple[float, str]] = []
+        built_for = runtime.build(source, folder, BuildOptions(), lambda share, phase: phases.append((share, phase)))
+        assert built_for["version"] == runtime.available().version
+        assert phases[-1][0] == 1.0
+        assert [share for share, _ in phases] == sorted(share for share, _ in phases)
+        assert any(p.suffix == runtime.SUFFIX for p in folder.iterdir())
+        source.unlink()  # the engine stands alone
+        return runtime.load(folder, signature, options or LoadOptions(threads=1))
+
+    return build_and_load
+
+
+W = rng.standard_normal((6, 4)).astype(np.float32)
+
+
+def gemm(folder: Path) -> tuple[Path, Signature]:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["logits"])]
+    return model_of(folder, nodes, [("x", F, ["N", 6])], [("logits", F, ["N", 4])], {"w": W})
+
+
+def test_a_dynamic_batch_gives_what_numpy_gives(loaded: Loaded, tmp_path: Path) -> None:
+    engine = loaded(*gemm(tmp_path))
+    for rows in (1, 3, 64, 2):
+        x = rng.standard_normal((rows, 6)).astype(np.float32)
+        found = engine.infer({"x": x})
+        assert list(found) == ["logits"]
+        assert found["logits"].dtype == np.float32
+        np.testing.assert_allclose(found["logits"], x @ W, rtol=1e-5, atol=1e-5)
+
+
+def test_every_dtype_and_a_scalar(loaded: Loaded, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["half"], to=F16),
+        helper.make_node("Greater", ["x", "zero"], ["positive"]),
+        helper.make_node("Not", ["flag"], ["unflag"]),
+        helper.make_node("Mul", ["sr", "sr"], ["square"]),
+        helper.make_node("Identity", ["x"], ["same"]),
+        helper.make_node("Cast", ["x"], ["whole"], to=I64),
+    ]
+    path, signature = model_of(
+        tmp_path,
+        nodes,
+        [("x", F, ["N", 3]), ("flag", B, ["N"]), ("sr", I64, [])],
+        [
+            ("same", F, ["N", 3]),
+            ("half", F16, ["N", 3]),
+            ("positive", B, ["N", 3]),
+            ("unflag", B, ["N"]),
+            ("square", I64, []),
+            ("whole", I64, ["N", 3]),
+        ],
+        {"zero": np.zeros((), np.float32)},
+    )
+    engine = loaded(path, signature)
+    x = np.array([[1.5, -2.0, 0.25], [0.0, 7.0, -1.0]], np.float32)
+    x.flags.writeable = False  # as an array over the bytes of a request is
+    given = {"sr": np.array(16000), "x": x, "flag": np.array([True, False])}
+    found = engine.infer(given)
+    assert list(found) == [t.name for t in signature.outputs]
+    assert {n: (a.dtype.name, a.shape) for n, a in found.items()} == {
+        "same": ("float32", (2, 3)),
+        "half": ("float16", (2, 3)),
+        "positive": ("bool", (2, 3)),
+        "unflag": ("bool", (2,)),
+        "square": ("int64", ()),
+        "whole": ("int64", (2, 3)),
+    }
+    assert found["square"] == 256_000_000
+    np.testing.assert_array_equal(found["same"], x)
+    np.testing.assert_array_equal(found["half"], x.astype(np.float16))
+    np.testing.assert_array_equal(found["positive"], x > 0)
+    np.testing.assert_array_equal(found["unflag"], [False, True])
+    np.testing.assert_array_equal(found["whole"], x.astype(np.int64))
+
+
+def pool(folder: Path) -> tuple[Path, Signature]:
+    nodes = [helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[2, 2], strides=[2, 2])]
+    return model_of(folder, nodes, [("x", F, ["N", 1, "H", "W"])], [("y", F, ["N", 1, "h", "w"])])
+
+
+def test_dynamic_height_and_width(loaded: Loaded, tmp_path: Path) -> None:
+    engine = loaded(*pool(tmp_path))
+    for height, width in ((4, 6), (8, 2)):
+        x = rng.standard_normal((2, 1, height, width)).astype(np.float32)
+        wanted = x.reshape(2, 1, height // 2, 2, width // 2, 2).mean((3, 5))
+        np.testing.assert_allclose(engine.infer({"x": x})["y"], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("node", ["Add", "MatMul", "Flatten"])
+def test_a_size_that_does_not_fit_the_network_is_the_callers_fault(loaded: Loaded, tmp_path: Path, node: str) -> None:
+    if node == "Flatten":
+        nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["y"])]
+    else:
+        nodes = [helper.make_node(node, ["x", "six" if node == "Add" else "w"], ["y"])]
+    constants = {"six": W[:, 0], "w": W}
+    engine = loaded(*model_of(tmp_path, nodes, [("x", F, ["N", "L"])], [("y", F, ["N", "M"])], constants))
+    for wrong in (7, 5):  # 5 would be read past its end
+        with pytest.raises(BadTensor, match=rf"\[1, {wrong}\]"):
+            engine.infer({"x": np.zeros((1, wrong), np.float32)})
+    assert len(engine.infer({"x": np.zeros((2, 6), np.float32)})["y"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"x": np.zeros((1, 7), np.float32)}, r"must be float32 \[-1, 6\], and is \[1, 7\]"),
+        ({"x": np.zeros((1, 6))}, "float64"),
+        ({"x": np.zeros(6, np.float32)}, "the batch axis is missing"),
+        ({"x": np.zeros((0, 6), np.float32)}, "empty"),
+        ({"y": np.zeros((1, 6), np.float32)}, r"missing \['x'\], unknown \['y'\]"),
+        ({}, "missing"),
+    ],
+)
+def test_wrong_inputs_are_told_and_do_not_poison_the_engine(
+    loaded: Loaded, tmp_path: Path, inputs: dict[str, Any], said: str
+) -> None:
+    engine = loaded(*gemm(tmp_path))
+    with pytest.raises(BadTensor, match=said):
+        engine.infer(inputs)
+    assert engine.infer({"x": np.zeros((1, 6), np.float32)})["logits"].shape == (1, 4)
+
+
+def test_the_caller_owns_what_it_gets(loaded: Loaded, tmp_path: Path) -> None:
+    engine = loaded(*gemm(tmp_path))
+    x = np.ones((2, 6), np.float32)
+    first = engine.infer({"x": x})["logits"]
+    kept = first.copy()
+    x[:] = 5
+    second = engine.infer({"x": x})["logits"]
+    np.testing.assert_array_equal(first, kept)
+    first[:] = 0
+    np.testing.assert_allclose(second, x @ W, rtol=1e-5, atol=1e-5)
+    engine.close()
+    np.testing.assert_allclose(second, x @ W, rtol=1e-5, atol=1e-5)
+
+
+def test_two_instances_from_many_threads(loaded: Loaded, tmp_path: Path) -> None:
+    path, signature = gemm(tmp_path)
+    engine = loaded(path, signature, LoadOptions(threads=1, instances=2))
+    inputs = [rng.standard_normal((1 + i % 5, 6)).astype(np.float32) for i in range(200)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda x: engine.infer({"x": x})["logits"], inputs))
+    for x, y in zip(inputs, found, strict=True):
+        np.testing.assert_allclose(y, x @ W, rtol=1e-5, atol=1e-5)
+
+
+def test_close_twice_and_then_infer(loaded: Loaded, tmp_path: Path) -> None:
+    engine = loaded(*gemm(tmp_path))
+    engine.close()
+    engine.close()
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            engine.infer({"x": np.zeros((1, 6), np.float32)})
+
+
+def test_close_while_it_runs(loaded: Loaded, tmp_path: Path) -> None:
+    engine = loaded(*gemm(tmp_path))
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            while True:
+                engine.infer({"x": np.zeros((64, 6), np.float32)})
+        except Unavailable:
+            pass
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    engine.close()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert errors == []
+
+
+def test_an_operator_of_ones_own_is_refused_by_name(runtime: Runtime, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Frobnicate", ["x"], ["y"], domain="my.own")]
+    path, _ = model_of(tmp_path, nodes, [("x", F, ["N", 3])], [("y", F, ["N", 3])], domains=("my.own",))
+    with pytest.raises(Unprocessable, match="Frobnicate") as caught:
+        runtime.build(path, tmp_path, BuildOptions(), lambda share, phase: None)
+    assert caught.value.code == "unsupported_operator"
+    assert caught.value.hint
+
+
+def test_a_file_that_is_no_model_is_refused(runtime: Runtime, tmp_path: Path) -> None:
+    path = tmp_path / "junk.onnx"
+    path.write_bytes(b"no model at all" * 20)
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    with pytest.raises(Unprocessable):
+        runtime.build(path, folder, BuildOptions(), lambda share, phase: None)
+
+
+def test_a_precision_that_it_lacks_is_refused(runtime: Runtime, tmp_path: Path) -> None:
+    path, _ = gemm(tmp_path)
+    with pytest.raises(Unprocessable) as caught:
+        runtime.build(path, tmp_path, BuildOptions(precision="fp16"), lambda share, phase: None)
+    assert caught.value.code == "unsupported_precision"
+    with pytest.raises(Unprocessable) as caught:
+        runtime.build(path, tmp_path, BuildOptions(precision="int8"), lambda share, phase: None)
+    assert "quantize" in str(caught.value.hint)
+
+
+def test_a_broken_engine_does_not_load(runtime: Runtime, tmp_path: Path) -> None:
+    with pytest.raises(Problem) as caught:
+        runtime.load(tmp_path, gemm(tmp_path)[1], LoadOptions(threads=1))
+    assert isinstance(caught.value, Internal | Unavailable)
+
+
+def test_a_signature_of_another_model_does_not_load(loaded: Loaded, tmp_path: Path) -> None:
+    path, signature = gemm(tmp_path)
+    more = signature.but(outputs=[*signature.outputs, Tensor(name="more", shape=(-1, 4))])
+    with pytest.raises(Internal, match="signature"):
+        loaded(path, more)
+
+
+def test_bf16_where_it_is_offered(runtime: Runtime, tmp_path: Path) -> None:
+    if "bf16" not in runtime.available().precisions:
+        pytest.skip("this runtime offers no bf16 here")
+    path, signature = gemm(tmp_path)
+    runtime.build(path, tmp_path, BuildOptions(precision="bf16"), lambda share, phase: None)
+    x = rng.standard_normal((4, 6)).astype(np.float32)
+    engine = runtime.load(tmp_path, signature, LoadOptions(threads=1, precision="bf16"))
+    found = engine.infer({"x": x})["logits"]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, x @ W, rtol=0.05, atol=0.1)

@@ -1,0 +1,154 @@
+"""What dies in the middle: a job's process, its worker, both, an upload; and what is cancelled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from enginesmith import Client, JobFailed
+from nets import SimpleCNN
+from running import Service, start_service
+
+LONG = {"epochs": 400, "batch_size": 16, "lr": 0.01, "schedule": "constant"}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory, digits: dict[str, np.ndarray]) -> Iterator[Service]:
+    """A service of this module's own, whose workers may be killed."""
+    service = start_service(tmp_path_factory.mktemp("faults"))
+    with Client(service.url) as client:
+        client.datasets.push("digits", digits)
+        client.push(SimpleCNN(), "net", example=torch.zeros(1, 1, 28, 28), wait=True)
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def client(own: Service) -> Iterator[Client]:
+    with Client(own.url) as opened:
+        yield opened
+
+
+def until(true: Callable[[], bool], seconds: float) -> float:
+    start = time.monotonic()
+    while not true():
+        assert time.monotonic() - start < seconds, "it took too long"
+        time.sleep(0.1)
+    return time.monotonic() - start
+
+
+def processes(service: Service, *words: str) -> list[psutil.Process]:
+    """The service's descendants whose command line has all these words."""
+    found = []
+    for process in psutil.Process(service.process.pid).children(recursive=True):
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if all(word in line for word in words):
+            found.append(process)
+    return found
+
+
+def start_training(client: Client, epochs_before: int = 2, **more: object) -> str:
+    job = client.jobs.submit("train", model="net@1", dataset="digits", **(LONG | more))
+    until(lambda: len(client.jobs.get(job).history) >= epochs_before, 60)
+    return str(job.id)
+
+
+def test_a_running_epoch_is_cancelled_within_three_seconds(own: Service, client: Client) -> None:
+    id = start_training(client)
+    client.jobs.cancel(id)
+    assert until(lambda: client.jobs.get(id).status == "cancelled", 3) < 3
+    until(lambda: not list((own.data / "store" / "checkpoints").glob(f"{id}/*")), 5)
+    until(lambda: not list((own.data / "scratch" / "jobs").glob(f"{id}*")), 5)
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("victims", [["job"], ["worker"], ["job", "worker"]], ids="+".join)
+def test_a_killed_attempt_resumes_from_its_checkpoint(own: Service, client: Client, victims: list[str]) -> None:
+    id = start_training(client)
+    until(lambda: bool(list((own.data / "store" / "checkpoints").glob(f"{id}/*"))), 30)
+    before = len(client.jobs.get(id).history)
+    doomed = {"job": processes(own, "rq.executions"), "worker": processes(own, "workers.listen", "--queues")}
+    for victim in victims:
+        assert doomed[victim]
+        for process in doomed[victim]:
+            os.kill(process.pid, signal.SIGKILL)
+    noticed = until(lambda: client.jobs.get(id).attempt == 2, 30)
+    assert noticed < 30
+    until(lambda: len(client.jobs.get(id).history) > before, 60)
+    epochs = [row["epoch"] for row in client.jobs.get(id).history]
+    assert epochs == list(range(1, len(epochs) + 1))
+    client.jobs.cancel(id)
+    until(lambda: client.jobs.get(id).status == "cancelled", 5)
+
+
+@pytest.mark.timeout(200)
+def test_killed_twice_it_fails_with_a_clear_error_and_can_be_retried(own: Service, client: Client) -> None:
+    id = start_training(client)
+    for attempt in (1, 2):
+        until(lambda n=attempt: client.jobs.get(id).attempt == n and client.jobs.get(id).status == "running", 40)  # type: ignore[misc]
+        until(lambda: bool(processes(own, "rq.executions")), 10)
+        for process in processes(own, "rq.executions"):
+            os.kill(process.pid, signal.SIGKILL)
+        until(lambda n=attempt: client.jobs.get(id).attempt > n or client.jobs.get(id).status == "failed", 30)  # type: ignore[misc]
+    job = client.jobs.get(id)
+    assert job.status == "failed"
+    assert job.error["code"] == "worker_lost"
+    assert job.error["hint"]
+    with pytest.raises(JobFailed):
+        client.jobs.wait(id, timeout=5)
+    client.jobs.retry(id)
+    until(lambda: client.jobs.get(id).status == "running", 20)
+    client.jobs.cancel(id)
+    until(lambda: client.jobs.get(id).status == "cancelled", 5)
+
+
+def test_a_client_that_goes_away_leaves_nothing(own: Service) -> None:
+    host, port = own.url.removeprefix("http://").split(":")
+    head = (
+        "POST /v1/models HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        "Content-Length: 900000000\r\n\r\n"
+        '--b\r\nContent-Disposition: form-data; name="file"; filename="n.pt"\r\n\r\n'
+    )
+    with socket.create_connection((host, int(port))) as line:
+        line.sendall(head.encode())
+        for _ in range(12):
+            line.sendall(b"PK\x03\x04" + os.urandom(1 << 20))
+    until(lambda: not files(own.data / "store" / "staging"), 10)
+
+
+def files(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.is_file()]
+
+
+def test_work_goes_on_while_redis_is_away(own: Service, client: Client) -> None:
+    (server,) = processes(own, "valkey")
+    id = start_training(client, epochs_before=1)
+    server.suspend()
+    time.sleep(8)
+    server.resume()
+    before = len(client.jobs.get(id).history)
+    until(lambda: len(client.jobs.get(id).history) > before, 30)
+    assert client.jobs.get(id).attempt == 1
+    client.jobs.cancel(id)
+    until(lambda: client.jobs.get(id).status == "cancelled", 5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_with_everything_it_started(tmp_path: Path, number: int) -> None:
+    service = start_service(tmp_path / "data", workers=2)
+    until(lambda: len(processes(service, "workers.listen")) == 2, 10)
+    family = psutil.Process(service.process.pid).children(recursive=True)
+    assert len(family) >= 5
+    assert service.stop(number) == 0
+    assert psutil.wait_procs(family, timeout=3)[1] == []

@@ -1,0 +1,80 @@
+"""What is OpenVINO's alone: TorchScript as a source, full precision on CPUs that prefer bf16, names that it loses."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from app.domain.records import Signature, Tensor
+from app.errors import Unprocessable
+from app.runtimes import BuildOptions, LoadOptions, openvino
+
+
+def quiet(share: float, phase: str) -> None:
+    pass
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.Flatten(), torch.nn.Linear(12, 5)).eval()
+    path = tmp_path / "model.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(network, torch.zeros(2, 1, 4, 4)).save(str(path))
+    x = torch.randn(3, 1, 4, 4)
+    np.savez(tmp_path / "wanted.npz", x=x.numpy(), y=network(x).detach().numpy())
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("shapes", [{}, {"input": (1, 1, 4, 4)}])
+def test_torchscript(script: Path, tmp_path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    openvino.build(script, folder, BuildOptions(shapes=shapes), quiet)
+    signature = Signature(
+        inputs=(Tensor(name="input", shape=(-1, 1, 4, 4)),), outputs=(Tensor(name="logits", shape=(-1, 5)),)
+    )
+    wanted = np.load(tmp_path / "wanted.npz")
+    found = openvino.load(folder, signature, LoadOptions(threads=1)).infer({"input": wanted["x"]})
+    np.testing.assert_allclose(found["logits"], wanted["y"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.shared
+def test_torchscript_that_cannot_be_converted_says_why(shared: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    source = tmp_path / "model.pt"
+    source.write_bytes((shared / "models" / "silero_vad.jit").read_bytes())
+    with pytest.raises(Unprocessable, match="aten::lstm_cell") as caught:
+        openvino.build(source, tmp_path, BuildOptions(), quiet)
+    assert caught.value.code == "unsupported_operator"
+
+
+def test_fp32_is_fp32(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((512, 64)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x:0", "w"], ["Identity:0"])],
+        "g",
+        [helper.make_tensor_value_info("x:0", TensorProto.FLOAT, ["N", 512])],
+        [helper.make_tensor_value_info("Identity:0", TensorProto.FLOAT, ["N", 64])],
+        [onnx.numpy_helper.from_array(w, "w")],
+    )
+    source = tmp_path / "m.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    source.write_bytes(model.SerializeToString())
+    openvino.build(source, tmp_path, BuildOptions(), quiet)
+    signature = Signature(
+        inputs=(Tensor(name="x:0", shape=(-1, 512)),), outputs=(Tensor(name="Identity:0", shape=(-1, 64)),)
+    )
+    x = rng.standard_normal((4, 512)).astype(np.float32)
+    found = openvino.load(tmp_path, signature, LoadOptions(threads=1)).infer({"x:0": x})["Identity:0"]
+    assert np.abs(found - x @ w).max() < 1e-3  # bf16 would be off by about 0.3

@@ -1,0 +1,114 @@
+"""The whole app in this process over a real store, and small engines to deploy in it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+from fastapi import FastAPI
+from onnx import TensorProto, helper
+
+from app import runtimes
+from app.domain.records import Made, Signature, Tensor, Version, now
+from app.main import create_app
+from app.runtimes import BuildOptions
+from app.settings import Settings
+from app.storage import registry
+from app.storage.artifacts import Artifacts
+from app.storage.catalog import Catalog
+
+Publish = Callable[..., Version]
+Serve = Callable[[Settings], AbstractAsyncContextManager[tuple[FastAPI, httpx.AsyncClient]]]
+
+
+@pytest.fixture
+def publish(tmp_path: Path, settings: Settings, artifacts: Artifacts, catalog: Catalog) -> Publish:
+    """Publishes an engine that multiplies x [rows, 3] by `factor`. weight: makes it slow, for a request of one row."""
+    count = 0
+
+    def make(
+        name: str = "net", factor: float = 1.0, format: str = "onnxruntime", weight: int = 0, **fields: Any
+    ) -> Version:
+        nonlocal count
+        count += 1
+        nodes = [helper.make_node("Mul", ["x", "f"], ["logits"])]
+        constants = {"f": np.array(factor, np.float32)}
+        outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])]
+        if weight:
+            constants["w"] = np.full((weight, weight), 1 / weight, np.float32)
+            constants["v"] = np.full((3, weight), 1e-9, np.float32)
+            nodes.append(helper.make_node("MatMul", ["x", "v"], ["h0"]))
+            nodes += [helper.make_node("MatMul", [f"h{i}", "w"], [f"h{i + 1}"]) for i in range(50)]
+            nodes.append(helper.make_node("ReduceMean", ["h50"], ["slow"], axes=[1], keepdims=1))
+            outputs.append(helper.make_tensor_value_info("slow", TensorProto.FLOAT, ["N", 1]))
+        graph = helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
+            outputs,
+            [onnx.numpy_helper.from_array(v, k) for k, v in constants.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        source, folder = tmp_path / f"{count}.onnx", tmp_path / f"engine{count}"
+        source.write_bytes(model.SerializeToString())
+        folder.mkdir()
+        built_for = runtimes.get(format).build(source, folder, BuildOptions(), lambda share, phase: None)
+        prefix = f"models/{name}/files/job{count}-1"
+        files, size = registry.put_files(artifacts, folder, prefix)
+        names = ["logits", "slow"] if weight else ["logits"]
+        draft = {
+            "name": name,
+            "version": 1,
+            "format": format,
+            "folder": prefix,
+            "files": files,
+            "bytes": size,
+            "signature": Signature(
+                inputs=(Tensor(name="x", shape=(-1, 3)),),
+                outputs=tuple(Tensor(name=n, shape=(-1, 3 if n == "logits" else 1)) for n in names),
+            ),
+            "made_by": Made(job=f"job{count}", spec={}),
+            "built_for": built_for,
+            "labels": ("a", "b", "c"),
+            "details": {"precision": "fp32", "max_batch": 8},
+            "created_at": now(),
+        }
+        return registry.publish_version(artifacts, catalog, Version.model_validate(draft | fields))
+
+    return make
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+    app = create_app(settings)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=30) as client,
+    ):
+        await app.state.fleet.settled()
+        yield app, client
+
+
+@pytest.fixture
+def serve() -> Serve:
+    return serving
+
+
+@pytest.fixture
+async def app(settings: Settings) -> AsyncIterator[FastAPI]:
+    async with serving(settings) as (made, client):
+        made.state.client = client
+        yield made
+
+
+@pytest.fixture
+def client(app: FastAPI) -> httpx.AsyncClient:
+    """Speaks to `app`."""
+    found: httpx.AsyncClient = app.state.client
+    return found

@@ -1,0 +1,401 @@
+"""Deployments over HTTP: made, changed, swapped under load, rolled back, failed, found again after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from app.embedded import EmbeddedStore
+from app.settings import Settings
+from app.storage.artifacts import Artifacts
+from app.storage.catalog import Catalog
+from app.storage.registry import reindex
+
+from .conftest import Publish, Serve
+
+WAIT = {"Prefer": "wait=20"}
+
+
+async def put(client: httpx.AsyncClient, model: str, name: str = "web", **fields: Any) -> httpx.Response:
+    return await client.put(f"/v1/deployments/{name}", json={"model": model} | fields, headers=WAIT)
+
+
+async def ask(client: httpx.AsyncClient, name: str = "web", value: float = 1.0) -> httpx.Response:
+    return await client.post(f"/predict/{name}", json={"inputs": [[value, 0, 0]]})
+
+
+async def answered(client: httpx.AsyncClient, name: str = "web") -> tuple[str, float]:
+    response = await ask(client, name)
+    assert response.status_code == 200, response.text
+    body = response.json()
+    return body["model"], body["outputs"]["logits"][0][0]
+
+
+async def settle(client: httpx.AsyncClient, status: str, name: str = "web", seconds: float = 20) -> dict[str, Any]:
+    async with asyncio.timeout(seconds):
+        while True:
+            body: dict[str, Any] = (await client.get(f"/v1/deployments/{name}")).json()
+            if body.get("status") == status:
+                return body
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("format", ["onnxruntime", "openvino"])
+async def test_from_put_to_an_answer(client: httpx.AsyncClient, publish: Publish, format: str) -> None:
+    version = publish(factor=3, format=format)
+    made = await put(client, "net@1")
+    assert made.status_code == 201, made.text
+    body = made.json()
+    assert {k: body[k] for k in ("name", "model", "previous", "status", "generation", "instances", "max_batch")} == {
+        "name": "web",
+        "model": "net@1",
+        "previous": None,
+        "status": "ready",
+        "generation": 1,
+        "instances": 1,
+        "max_batch": 8,
+    }
+    assert body["error"] is None
+    assert len(body["replicas"]) == 1
+    assert made.headers["preference-applied"] == "wait=20"
+    found = (await client.post("/predict/web", json={"inputs": [[1, 2, 0.5]], "top_k": 2})).json()
+    assert found["model"] == version.ref
+    assert found["outputs"] == {"logits": [[3, 6, 1.5]]}
+    assert [p["label"] for p in found["predictions"][0]] == ["b", "a"]
+    assert (await client.get("/v1/deployments")).json()["items"][0]["status"] == "ready"
+
+
+async def test_the_same_again_changes_nothing(client: httpx.AsyncClient, publish: Publish) -> None:
+    publish()
+    await put(client, "net@1", instances=2)
+    again = await put(client, "net@1", instances=2)
+    assert (again.status_code, again.json()["generation"]) == (200, 1)
+    other = await put(client, "net@1")
+    assert (other.status_code, other.json()["generation"], other.json()["instances"]) == (200, 2, 1)
+    assert other.json()["previous"] is None
+
+
+async def test_a_new_version_a_rollback_and_the_end(client: httpx.AsyncClient, publish: Publish) -> None:
+    publish(factor=1)
+    publish(factor=2)
+    await put(client, "net@1")
+    assert (await client.post("/v1/deployments/web/rollback")).json()["code"] == "no_previous"
+    assert await answered(client) == ("net@1", 1.0)
+    second = await put(client, "net")
+    assert (second.status_code, second.json()["model"], second.json()["previous"]) == (200, "net@2", "net@1")
+    assert await answered(client) == ("net@2", 2.0)
+    back = await client.post("/v1/deployments/web/rollback", headers=WAIT)
+    assert (back.status_code, back.json()["model"], back.json()["previous"]) == (200, "net@1", "net@2")
+    assert back.json()["status"] == "ready"
+    assert await answered(client) == ("net@1", 1.0)
+    assert (await client.delete("/v1/deployments/web")).status_code == 204
+    gone = await ask(client)
+    assert (gone.status_code, gone.json()["code"]) == (404, "deployment_not_found")
+    for response in (
+        await client.get("/v1/deployments/web"),
+        await client.delete("/v1/deployments/web"),
+        await client.post("/v1/deployments/web/rollback"),
+    ):
+        assert response.status_code == 404
+    anew = await put(client, "net@2")
+    assert (anew.status_code, anew.json()["generation"], anew.json()["status"]) == (201, 1, "ready")
+    assert await answered(client) == ("net@2", 2.0)
+
+
+async def test_what_cannot_be_deployed(client: httpx.AsyncClient, publish: Publish, catalog: Catalog) -> None:
+    network = publish("raw").but(format="torch")
+    catalog.put_version(network)
+    for ref in ("raw@1", "raw"):
+        refused = await put(client, ref)
+        assert (refused.status_code, refused.json()["code"]) == (409, "not_an_engine")
+        assert "convert" in refused.json()["hint"]
+    catalog.put_version(publish("gpu").but(format="tensorrt"))
+    refused = await put(client, "gpu@1")
+    assert (refused.status_code, refused.json()["code"]) == (409, "runtime_unavailable")
+    for ref, status in (("nothing", 404), ("nothing@1", 404), ("raw@9", 404), ("../x", 422), ("raw@0", 422)):
+        assert (await put(client, ref)).status_code == status
+    assert (await client.get("/v1/deployments")).json()["items"] == []
+
+
+async def test_a_doubtful_version_needs_force(client: httpx.AsyncClient, publish: Publish, catalog: Catalog) -> None:
+    publish(factor=1, verdict="accepted")
+    publish(factor=2, verdict="rejected")
+    publish(factor=3, verdict="unproven")
+    for ref, code in (("net@2", "version_rejected"), ("net@3", "version_unproven")):
+        refused = await put(client, ref)
+        assert (refused.status_code, refused.json()["code"]) == (409, code)
+        assert "force" in refused.json()["hint"]
+    assert (await put(client, "net")).json()["model"] == "net@1"
+    forced = await put(client, "net@2", force=True)
+    assert (forced.status_code, forced.json()["status"]) == (200, "ready")
+    catalog.put_evaluation("net@1", {"verdict": "rejected", "baseline": "x@1", "dataset": "d@1"})
+    assert (await put(client, "net@1", name="other")).json()["code"] == "version_rejected"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"model": 3},
+        {"model": "net@1", "instances": 0},
+        {"model": "net@1", "max_batch": 0},
+        {"model": "net@1", "max_batch": 1.5},
+        {"model": "net@1", "max_queue": -1},
+        {"model": "net@1", "max_delay_ms": 1e9},
+        {"model": "net@1", "unknown": 1},
+        {"model": "net@1", "canary": {"model": "net@1", "percent": 101}},
+        {"model": "net@1", "canary": {"model": "net@1"}},
+        [],
+    ],
+)
+async def test_bodies_that_are_wrong(client: httpx.AsyncClient, publish: Publish, body: Any) -> None:
+    publish()
+    refused = await client.put("/v1/deployments/web", json=body)
+    assert refused.status_code == 422, refused.text
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert (await client.put("/v1/deployments/bad%20name", json={"model": "net@1"})).status_code == 422
+
+
+async def test_a_version_that_does_not_load_leaves_the_old_one_serving(
+    client: httpx.AsyncClient, publish: Publish, artifacts: Artifacts
+) -> None:
+    publish(factor=1)
+    broken = publish(factor=2)
+    await put(client, "net@1")
+    artifacts.put_bytes(b"damaged", f"{broken.folder}/model.onnx")
+    failed = (await put(client, "net@2")).json()
+    assert failed["status"] == "failed"
+    assert failed["error"]["code"] == "damaged_artifact"
+    assert await answered(client) == ("net@1", 1.0)
+    not_ready = await client.get("/healthz/ready")
+    assert not_ready.status_code == 503
+    assert "web: failed" in not_ready.json()["detail"]
+    alone = (await put(client, "net@2", name="alone")).json()
+    assert alone["status"] == "failed"
+    refused = await ask(client, "alone")
+    assert (refused.status_code, refused.json()["code"]) == (503, "deployment_failed")
+    back = await client.post("/v1/deployments/web/rollback", headers=WAIT)
+    assert back.json()["status"] == "ready"
+
+
+async def test_a_swap_under_load_loses_no_request(client: httpx.AsyncClient, publish: Publish) -> None:
+    for i in range(1, 4):
+        publish(factor=i, format="openvino" if i == 2 else "onnxruntime")
+    await put(client, "net@1")
+    stop = False
+    seen: dict[str, int] = {}
+    lost: list[str] = []
+
+    async def load(worker: int) -> None:
+        value = worker + 1.0
+        while not stop:
+            response = await ask(client, value=value)
+            if response.status_code != 200:
+                lost.append(response.text)
+                continue
+            body = response.json()
+            seen[body["model"]] = seen.get(body["model"], 0) + 1
+            factor = int(body["model"][-1])
+            if body["outputs"]["logits"][0] != [value * factor, 0, 0]:
+                lost.append(response.text)
+
+    workers = [asyncio.create_task(load(i)) for i in range(16)]
+    for n in (2, 3, 1, 2):
+        await asyncio.sleep(0.1)
+        assert (await put(client, f"net@{n}", instances=n)).json()["status"] == "ready"
+        await asyncio.sleep(0.1)
+    stop = True
+    await asyncio.gather(*workers)
+    assert lost == []
+    assert set(seen) == {"net@1", "net@2", "net@3"}
+    assert sum(seen.values()) > 200
+
+
+async def test_a_canary_gets_its_share(client: httpx.AsyncClient, publish: Publish) -> None:
+    publish(factor=1)
+    publish(factor=2)
+    made = await put(client, "net@1", canary={"model": "net@2", "percent": 50})
+    assert made.json()["canary"] == {"model": "net@2", "percent": 50}
+    seen = [(await answered(client))[0] for _ in range(100)]
+    assert 20 < seen.count("net@2") < 80
+    await put(client, "net@1")
+    assert {(await answered(client))[0] for _ in range(20)} == {"net@1"}
+
+
+async def test_a_restart_serves_again_unasked(settings: Settings, publish: Publish, serve: Serve) -> None:
+    publish(factor=7)
+    async with serve(settings) as (_, client):
+        await put(client, "net@1")
+    async with serve(settings) as (_, client):
+        await settle(client, "ready")
+        assert await answered(client) == ("net@1", 7.0)
+        assert (await client.get("/healthz/ready")).status_code == 200
+
+
+async def test_two_replicas_agree(settings: Settings, publish: Publish, serve: Serve, tmp_path: Path) -> None:
+    publish(factor=1)
+    publish(factor=2)
+    other = settings.model_copy(update={"data": tmp_path / "other", "store_url": settings.artifacts_url})
+    async with serve(settings) as (_, one), serve(other) as (_, two):
+        assert len((await put(one, "net@1")).json()["replicas"]) >= 1
+        assert await answered(two) == ("net@1", 1.0)  # known there within a moment
+        await settle(one, "ready")
+        changed = (await put(two, "net@2")).json()
+        assert changed["status"] == "ready"
+        assert len(changed["replicas"]) == 2
+        assert await answered(one) == ("net@2", 2.0)
+    # Those that have left are not waited for.
+    async with serve(settings) as (_, one):
+        assert (await put(one, "net@1")).json()["status"] == "ready"
+
+
+async def test_files_of_what_is_no_longer_deployed_are_removed(
+    client: httpx.AsyncClient, publish: Publish, settings: Settings
+) -> None:
+    publish(factor=1)
+    publish(factor=2)
+    engines = settings.scratch / "engines"
+    await put(client, "net@1")
+    assert [p.name for p in engines.iterdir()] == ["net@1"]
+    await put(client, "net@2")
+    async with asyncio.timeout(5):
+        while [p.name for p in engines.iterdir()] != ["net@2"]:
+            await asyncio.sleep(0.02)
+
+
+async def test_damaged_files_on_this_machine_are_fetched_again(
+    settings: Settings, publish: Publish, serve: Serve
+) -> None:
+    publish(factor=2)
+    async with serve(settings) as (_, client):
+        await put(client, "net@1")
+    (settings.scratch / "engines" / "net@1" / "model.onnx").write_bytes(b"x")
+    async with serve(settings) as (_, client):
+        await settle(client, "ready")
+        assert await answered(client) == ("net@1", 2.0)
+
+
+async def test_redis_that_goes_and_comes_back(
+    settings: Settings, publish: Publish, serve: Serve, tmp_path: Path
+) -> None:
+    publish(factor=4)
+    folder = tmp_path / "own"
+    folder.mkdir()
+    store = EmbeddedStore(folder)
+    own = settings.model_copy(update={"redis_url": store.start(), "poll_s": 0.2})
+    try:
+        reindex(Artifacts(own.artifacts_url), Catalog.open(own, str(own.redis_url), patience_s=1))
+        async with serve(own) as (_, client):
+            await put(client, "net@1")
+            assert (await client.get("/healthz/ready")).status_code == 200
+            store.stop()
+            for _ in range(20):
+                assert await answered(client) == ("net@1", 4.0)
+                await asyncio.sleep(0.02)
+            began = time.monotonic()
+            not_ready = await client.get("/healthz/ready")
+            assert (not_ready.status_code, not_ready.json()["code"]) == (503, "not_ready")
+            assert "redis" in not_ready.json()["detail"]
+            assert time.monotonic() - began < 3
+            assert (await client.get("/healthz/live")).status_code == 200
+            store.start()
+            async with asyncio.timeout(20):
+                while (await client.get("/healthz/ready")).status_code != 200:
+                    await asyncio.sleep(0.1)
+            assert await answered(client) == ("net@1", 4.0)
+    finally:
+        store.stop()
+
+
+async def test_health_and_metrics(client: httpx.AsyncClient, publish: Publish) -> None:
+    publish(factor=1)
+    assert (await client.get("/healthz/live")).json() == {"status": "live"}
+    async with asyncio.timeout(5):
+        while (await client.get("/healthz/ready")).status_code != 200:
+            await asyncio.sleep(0.02)
+    await put(client, "net@1")
+    for _ in range(3):
+        await client.post("/predict/web", json={"inputs": [[1, 0, 0], [2, 0, 0]]})
+    await client.post("/predict/web", json={"inputs": [["a", 0, 0]]})
+    text = (await client.get("/metrics")).text
+    lines = text.splitlines()
+    at = 'model="web",version="1"'
+    assert f"nv_inference_request_success{{{at}}} 3" in lines
+    assert f"nv_inference_count{{{at}}} 6" in lines
+    assert f"nv_inference_exec_count{{{at}}} 3" in lines
+    assert f'nv_inference_request_failure{{{at},reason="OTHER"}} 1' in lines
+    assert f"nv_inference_pending_request_count{{{at}}} 0" in lines
+    for name in ("request", "queue", "compute_input", "compute_infer", "compute_output"):
+        assert any(line.startswith(f"nv_inference_{name}_duration_us{{{at}}} ") for line in lines)
+    assert 'enginesmith_deployment_ready{deployment="web"} 1' in lines
+    assert "enginesmith_http_requests_total" in text
+    from prometheus_client.parser import text_string_to_metric_families
+
+    names = {family.name for family in text_string_to_metric_families(text)}
+    assert "nv_inference_request_success" in names
+
+
+async def test_the_engine_that_served_is_closed(app: FastAPI, client: httpx.AsyncClient, publish: Publish) -> None:
+    publish(factor=1)
+    publish(factor=2)
+    await put(client, "net@1")
+    engine = app.state.fleet.lane("web").batcher.engine
+    await put(client, "net@2")
+    async with asyncio.timeout(5):
+        while engine._session is not None:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_client_that_hangs_up_is_not_served(settings: Settings, publish: Publish, serve: Serve) -> None:
+    publish(weight=1500)
+    async with serve(settings) as (app, client):
+        await put(client, "net@1", max_batch=1)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(app, port=port, lifespan="off", log_config=None, ws="none"))
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        meter = app.state.fleet.lane("web").batcher.meter
+        body = b'{"inputs": [[1, 0, 0]]}'
+        fields = ("POST /predict/web HTTP/1.1", "Host: x", "Content-Type: application/json", "Content-Length: 23")
+        head = "\r\n".join(fields) + "\r\n\r\n"
+        connections = []
+        for _ in range(30):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head.encode() + body)
+            connections.append(writer)
+        async with asyncio.timeout(10):
+            while meter.pending < 25:
+                await asyncio.sleep(0.005)
+        for writer in connections:
+            writer.close()
+        async with asyncio.timeout(10):
+            while meter.pending or meter.failed["CANCELED"] < 10:
+                await asyncio.sleep(0.01)
+        assert meter.runs < 25
+        server.should_exit = True
+        await serving
+
+
+async def test_answers_equal_the_engines_own(
+    app: FastAPI, client: httpx.AsyncClient, publish: Publish, tmp_path: Path
+) -> None:
+    publish(factor=0.3, format="openvino")
+    await put(client, "net@1")
+    x = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+    own = app.state.fleet.lane("web").batcher.engine.infer({"x": x})["logits"]
+    found = (await client.post("/predict/web", json={"inputs": x.tolist()})).json()["outputs"]["logits"]
+    np.testing.assert_array_equal(np.array(found, np.float32), own)
+    shutil.rmtree(tmp_path / "engine1")

@@ -1,0 +1,222 @@
+"""POST /predict over HTTP: kinds of bodies and answers, limits, deadlines, and errors that say what was expected."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from PIL import Image
+
+from app.domain.records import Deployment, Made, Signature, Tensor, Version, now
+from app.metrics import Meter
+from app.runtimes.echo import EchoEngine
+from app.serving.lane import Lane, Plan
+from app.serving.place import Place
+from app.settings import Settings
+
+from .conftest import Serve
+
+NPY, NPZ = "application/x-npy", "application/x-npz"
+
+
+def lane(inputs: list[Tensor], outputs: list[Tensor], delay_s: float = 0.0, max_queue: int = 64, **fields: Any) -> Lane:
+    """A lane over an echo, as no version of the store could be."""
+    signature = Signature(inputs=tuple(inputs), outputs=tuple(outputs))
+    facts: dict[str, Any] = {
+        "name": "net", "version": 1, "format": "onnxruntime", "folder": "f", "files": {}, "bytes": 0,
+        "signature": signature, "made_by": Made(job="j", spec={}), "created_at": now(), "details": {"max_batch": 4},
+    }  # fmt: skip
+    version = Version.model_validate(facts | fields)
+    engine = EchoEngine(signature, delay_s=delay_s)
+    return Lane(Plan(version.ref, 1, None, 0, max_queue), version, engine, Meter("m", "1"))
+
+
+def serve_lane(app: FastAPI, name: str, made: Lane) -> Lane:
+    wanted = Deployment(name=name, model="net@1", created_at=now(), updated_at=now())
+    app.state.catalog.put_deployment(wanted, was_generation=None)
+    place = Place(wanted)
+    place.tried, place.main, place.status = wanted, made, "ready"
+    app.state.fleet._places[name] = place
+    return made
+
+
+X, Y = Tensor(name="x", shape=(-1, 3)), Tensor(name="y", shape=(-1, 3))
+
+
+@pytest.fixture
+def plain(app: FastAPI) -> Lane:
+    return serve_lane(app, "plain", lane([X], [Y]))
+
+
+@pytest.fixture
+def several(app: FastAPI) -> Lane:
+    sr = Tensor(name="sr", dtype="int64", shape=(), batch_axis=None)
+    return serve_lane(app, "several", lane([X, sr], [Y, Tensor(name="rate", dtype="int64", shape=(), batch_axis=None)]))
+
+
+@pytest.fixture
+def picture(app: FastAPI) -> Lane:
+    shape = (-1, 1, 2, 2)
+    made = lane(
+        [Tensor(name="x", shape=shape)], [Tensor(name="y", shape=shape)], preprocess={"resize": [2, 2], "channels": 1}
+    )
+    return serve_lane(app, "picture", made)
+
+
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def image(value: int, format: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (8, 8), value).save(stream, format)
+    return stream.getvalue()
+
+
+async def test_json(client: httpx.AsyncClient, plain: Lane) -> None:
+    response = await client.post("/predict/plain", json={"inputs": [[1, 2, 3]]})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["enginesmith-model"] == "net@1"
+    assert response.json() == {"model": "net@1", "outputs": {"y": [[1, 2, 3]]}}
+
+
+async def test_npy_in_and_out(client: httpx.AsyncClient, plain: Lane) -> None:
+    x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    response = await client.post("/predict/plain", content=npy(x), headers={"Content-Type": NPY})
+    assert response.headers["content-type"] == NPY
+    np.testing.assert_array_equal(np.load(io.BytesIO(response.content)), x)
+    headers = {"Content-Type": NPY, "Accept": "application/json"}
+    response = await client.post("/predict/plain", content=npy(x), headers=headers)
+    assert response.json()["outputs"]["y"] == x.tolist()
+    response = await client.post("/predict/plain", json={"inputs": x.tolist()}, headers={"Accept": NPZ})
+    assert np.load(io.BytesIO(response.content))["y"].tolist() == x.tolist()
+
+
+async def test_npz_with_a_scalar(client: httpx.AsyncClient, several: Lane) -> None:
+    stream = io.BytesIO()
+    np.savez(stream, x=np.ones((2, 3), np.float32), sr=np.array(16000))
+    response = await client.post("/predict/several", content=stream.getvalue(), headers={"Content-Type": NPZ})
+    assert response.headers["content-type"] == NPZ
+    found = np.load(io.BytesIO(response.content))
+    assert found["rate"] == 16000
+    response = await client.post("/predict/several", json={"inputs": {"x": [[1, 2, 3]], "sr": 8000}})
+    assert response.json()["outputs"] == {"y": [[1, 2, 3]], "rate": 8000}
+    headers = {"Content-Type": NPZ, "Accept": NPY}
+    refused = await client.post("/predict/several", content=stream.getvalue(), headers=headers)
+    assert (refused.status_code, refused.json()["code"]) == (406, "not_acceptable")
+    chosen = await client.post("/predict/several?outputs=rate", content=stream.getvalue(), headers=headers)
+    assert np.load(io.BytesIO(chosen.content)) == 16000
+
+
+async def test_images(client: httpx.AsyncClient, picture: Lane) -> None:
+    response = await client.post("/predict/picture", content=image(255), headers={"Content-Type": "image/png"})
+    assert response.json()["outputs"]["y"] == [[[[1, 1], [1, 1]]]]
+    response = await client.post("/predict/picture", content=image(0, "JPEG"), headers={"Content-Type": "image/jpeg"})
+    assert response.json()["outputs"]["y"] == [[[[0, 0], [0, 0]]]]
+    files = [("file", ("a.png", image(255), "image/png")), ("file", ("b.jpg", image(0, "JPEG"), "image/jpeg"))]
+    response = await client.post("/predict/picture", files=files)
+    assert [row[0][0][0] for row in response.json()["outputs"]["y"]] == [1, 0]
+    too_many = await client.post("/predict/picture", files=[files[0]] * 5)
+    assert (too_many.status_code, "max_batch is 4" in too_many.json()["detail"]) == (422, True)
+    broken = await client.post("/predict/picture", files=[files[0], ("file", ("c.png", b"junk", "image/png"))])
+    assert (broken.status_code, broken.json()["detail"][:8]) == (422, "image 1:")
+    for content, kind in ((b"", "multipart/form-data; boundary=x"), (b"junk", "multipart/form-data")):
+        refused = await client.post("/predict/picture", content=content, headers={"Content-Type": kind})
+        assert refused.status_code in (400, 422)
+    field = await client.post("/predict/picture", data={"a": "b"}, files=files[:1])
+    assert field.status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "said"),
+    [
+        (b'{"inputs": [[1, 2]]}', {}, 422, "must be float32 [-1, 3], and is [1, 2]"),
+        (b'{"inputs": [[1, 2, NaN]]}', {}, 422, "input 'x' holds NaN at [0, 2]"),
+        (
+            b'{"inputs": [[1,2,3],[1,2,3],[1,2,3],[1,2,3],[1,2,3]]}',
+            {},
+            422,
+            "5 rows in one request, and max_batch is 4",
+        ),
+        (b'{"inputs": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", {}, 422, "nested too deep"),
+        (b"{", {}, 400, "no valid JSON"),
+        (b"", {}, 400, "no valid JSON"),
+        (b"a=b", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "takes application/json"),
+        (image(0), {"Content-Type": "image/png"}, 415, "no preprocess"),
+        (b"", {"Content-Encoding": "gzip"}, 415, "compressed"),
+        (b'{"inputs": [[1, 2, 3]]}', {"Accept": "text/html"}, 406, "text/html"),
+        (b'{"inputs": [[1, 2, 3]]}', {"X-Timeout-Ms": "soon"}, 422, "X-Timeout-Ms"),
+        (b'{"inputs": [[1, 2, 3]]}', {"X-Timeout-Ms": "-1"}, 422, "X-Timeout-Ms"),
+        (b'{"inputs": [[1, 2, 3]]}', {"X-Timeout-Ms": "nan"}, 422, "X-Timeout-Ms"),
+        (b'{"inputs": [[1, 2, 3]]}', {"X-Timeout-Ms": "0"}, 504, "deadline"),
+    ],
+)
+async def test_problems(
+    client: httpx.AsyncClient, plain: Lane, content: bytes, headers: dict[str, str], status: int, said: str
+) -> None:
+    headers = {"Content-Type": "application/json"} | headers
+    response = await client.post("/predict/plain", content=content, headers=headers)
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert said in body["detail"]
+    assert body["instance"] == "/predict/plain"
+    assert plain.batcher.engine.seen == []  # type: ignore[attr-defined]
+
+
+async def test_an_unknown_deployment(client: httpx.AsyncClient) -> None:
+    response = await client.post("/predict/nothing", json={"inputs": [1]})
+    assert (response.status_code, response.json()["code"]) == (404, "deployment_not_found")
+    assert (await client.get("/predict/nothing")).status_code == 405
+
+
+async def test_a_body_over_the_limit(settings: Settings, serve: Serve) -> None:
+    async with serve(settings.model_copy(update={"max_predict_bytes": 1000})) as (app, client):
+        serve_lane(app, "plain", lane([X], [Y]))
+        response = await client.post("/predict/plain", json={"inputs": [[1.0] * 1000]})
+        assert response.status_code == 413
+
+
+async def test_a_deadline_in_the_queue(app: FastAPI, client: httpx.AsyncClient) -> None:
+    slow = serve_lane(app, "slow", lane([X], [Y], delay_s=0.3, details={"max_batch": 1}))
+    first = asyncio.create_task(client.post("/predict/slow", json={"inputs": [[1, 2, 3]]}))
+    await asyncio.sleep(0.05)
+    late = await client.post("/predict/slow", json={"inputs": [[1, 2, 3]]}, headers={"X-Timeout-Ms": "50"})
+    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+    assert (await first).status_code == 200
+    assert slow.batcher.engine.seen == [1]  # type: ignore[attr-defined]
+
+
+async def test_a_full_queue(app: FastAPI, client: httpx.AsyncClient) -> None:
+    serve_lane(app, "slow", lane([X], [Y], delay_s=0.2, max_queue=2, details={"max_batch": 1}))
+    posts = [client.post("/predict/slow", json={"inputs": [[1, 2, 3]]}) for _ in range(8)]
+    responses = await asyncio.gather(*posts)
+    refused = [r for r in responses if r.status_code == 429]
+    assert {r.status_code for r in responses} == {200, 429}
+    assert refused[0].headers["content-type"] == "application/problem+json"
+    assert int(refused[0].headers["retry-after"]) >= 1
+
+
+async def test_the_service_stops_and_everybody_is_answered(settings: Settings, serve: Serve) -> None:
+    async with serve(settings) as (app, client):
+        serve_lane(app, "slow", lane([X], [Y], delay_s=0.1, details={"max_batch": 1}))
+        posts = [asyncio.create_task(client.post("/predict/slow", json={"inputs": [[1, 2, 3]]})) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        await app.state.fleet.stop()
+        assert [(await post).status_code for post in posts] == [200] * 5
+
+
+async def test_openapi_shows_examples(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    content = paths["/predict/{deployment}"]["post"]["requestBody"]["content"]
+    assert {"application/json", NPY, NPZ, "image/jpeg", "image/png", "multipart/form-data"} <= content.keys()
+    assert content["application/json"]["examples"]
+    assert paths["/v1/deployments/{name}"]["put"]["requestBody"]["content"]["application/json"]["examples"]

@@ -1,0 +1,145 @@
+"""Whether an engine answers what its source answers, over many inputs, alone and in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app.domain.records import Parity, Signature
+from app.errors import ParityError
+from app.runtimes import Engine
+from workers.nn.requests import Plan, Request
+
+# Largest |engine - source| ÷ max(1, max |source|), per precision.
+TOLERANCES = {"fp32": 1e-4, "tf32": 1e-3, "fp16": 2e-2, "bf16": 2e-2, "int8": 1e-1}
+INPUTS, ALONE = 64, 8
+
+
+@dataclass
+class Worst:
+    """The largest difference so far."""
+
+    absolute: float = 0.0
+    relative: float = 0.0
+    where: str = ""
+    same: int = 0
+    compared: int = 0
+
+    def add(self, engine: Mapping[str, Any], source: Mapping[str, Any], how: str) -> None:
+        for name, wanted in source.items():
+            have = engine[name]
+            absolute, relative = difference(have, wanted)
+            if relative > self.relative or not self.where:
+                self.relative, self.where = relative, f"{name!r}, {how}"
+            self.absolute = max(self.absolute, absolute)
+
+    def count(self, engine: npt.NDArray[Any], source: npt.NDArray[Any]) -> None:
+        """How often both choose the same class."""
+        if source.ndim == 2 and source.shape[1] > 1 and source.dtype.kind == "f" and engine.shape == source.shape:
+            self.same += int((engine.argmax(1) == source.argmax(1)).sum())
+            self.compared += len(source)
+
+
+def difference(engine: npt.NDArray[Any], source: npt.NDArray[Any]) -> tuple[float, float]:
+    """(max |engine - source|, the same ÷ max(1, max |source|)); for integers and text the share that differs, twice."""
+    if engine.shape != source.shape:
+        return np.inf, np.inf
+    if not source.size:
+        return 0.0, 0.0
+    if source.dtype.kind not in "f":
+        share = float((engine != source).mean())
+        return share, share
+    have, wanted = engine.astype(np.float64), source.astype(np.float64)
+    alike = (have == wanted) | (np.isnan(have) & np.isnan(wanted))  # infinities and NaN at the same places agree
+    if not np.isfinite(have[~alike]).all() or not np.isfinite(wanted[~alike]).all():
+        return np.inf, np.inf
+    apart = np.abs(have - wanted, where=~alike, out=np.zeros(have.shape))
+    finite = np.abs(wanted[np.isfinite(wanted)])
+    return float(apart.max()), float(apart.max() / max(1.0, finite.max() if finite.size else 1.0))
+
+
+def compare(
+    engine: Engine,
+    signature: Signature,
+    answer: Callable[[list[Request]], list[Request]],
+    plan: Plan,
+    rows: Sequence[npt.NDArray[Any]],
+    max_batch: int,
+    tolerance: float,
+    seed: int,
+) -> Parity:
+    """At least 64 inputs: the rows given, then random ones. Raises ParityError beyond the tolerance.
+
+    answer: many requests → the source's answers. rows: of the model's only input, each with its batch axis.
+    """
+    rng = np.random.default_rng(seed)
+    name = signature.inputs[0].name
+    singles: list[Request] = [{name: row} for row in rows]
+    singles += [plan.draw(rng) for _ in range(max(INPUTS - len(singles), INPUTS // 4))]
+    worst = Worst()
+    if signature.batched:
+        wanted_rows = _split(_in_batches(answer, singles))
+        _alone(engine, worst, singles[:ALONE] + singles[-ALONE:], wanted_rows[:ALONE] + wanted_rows[-ALONE:])
+        _together(engine, worst, singles, wanted_rows, max_batch)
+    else:
+        wanted_rows = answer(singles)
+        _alone(engine, worst, singles, wanted_rows)
+    found = Parity(
+        n=len(singles),
+        max_abs_diff=min(worst.absolute, 1e300),
+        max_rel_diff=min(worst.relative, 1e300),
+        tolerance=tolerance,
+        agreed=worst.same / worst.compared if worst.compared else None,
+    )
+    if not worst.relative <= tolerance:
+        raise ParityError(
+            "the engine disagrees with its source: |engine - source| ÷ max(1, max |source|) reaches "
+            f"{worst.relative:.3g} ({worst.where}) over {found.n} inputs, where {tolerance:g} is tolerated",
+            hint="choose a higher precision, or say a larger `tolerance` if the accuracy is what counts",
+        )
+    return found
+
+
+def _alone(engine: Engine, worst: Worst, requests: list[Request], wanted: list[Request]) -> None:
+    for request, source in zip(requests, wanted, strict=True):
+        have = engine.infer(request)
+        worst.add(have, source, "alone")
+        first = next(iter(source))
+        worst.count(have[first], source[first])
+
+
+def _together(engine: Engine, worst: Worst, singles: list[Request], wanted: list[Request], max_batch: int) -> None:
+    """Batches of the largest size, and one of what is left: the rows go round where they are too few."""
+    size = min(max_batch, 4096)
+    order = [i % len(singles) for i in range(max(size, len(singles)))]
+    for start in range(0, len(order), size):
+        some = order[start : start + size]
+        have = engine.infer(_join([singles[i] for i in some]))
+        source = _join([wanted[i] for i in some])
+        worst.add(have, source, f"in a batch of {len(some)}")
+        if start == 0:
+            first = next(iter(source))
+            worst.count(have[first], source[first])
+
+
+def _in_batches(
+    answer: Callable[[list[Request]], list[Request]], singles: list[Request], size: int = 32
+) -> list[Request]:
+    return answer([_join(singles[i : i + size]) for i in range(0, len(singles), size)])
+
+
+def _join(requests: Sequence[Request]) -> Request:
+    return {name: np.concatenate([r[name] for r in requests]) for name in requests[0]}
+
+
+def _split(batches: list[Request]) -> list[Request]:
+    """Batches → single rows."""
+    return [
+        {name: value[i : i + 1] for name, value in batch.items()}
+        for batch in batches
+        for i in range(len(next(iter(batch.values()))))
+    ]

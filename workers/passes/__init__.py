@@ -1,0 +1,38 @@
+"""The passes: what is done to a model. A module in this folder with `run` is the work of one kind on the menu."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from app.domain.specs import MENU, Spec
+from workers.context import Context
+
+# `import` is a keyword of Python: the only kind whose module has another name.
+MODULES = {"import": "ingest"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass yields. folder: the files of the new version; None: there is none.
+
+    draft: the fields of its Version beyond those that publishing fills in. evaluation: stored beside the version.
+    """
+
+    folder: Path | None
+    draft: dict[str, Any]
+    report: dict[str, Any]
+    evaluation: dict[str, Any] | None = None
+
+
+def apply(spec: Spec, ctx: Context) -> Outcome:
+    """Runs the pass of the spec's kind. Raises Problem."""
+    kind = next(kind for kind, menu in MENU.items() if isinstance(spec, menu))
+    return cast(Outcome, importlib.import_module(module_of(kind)).run(spec, ctx))
+
+
+def module_of(kind: str) -> str:
+    """The module that does the work of a kind."""
+    return f"{__name__}.{MODULES.get(kind, kind)}"

@@ -1,0 +1,207 @@
+"""convert: builds an engine, checks its answers against the source, and measures it."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app import runtimes
+from app.domain.records import Latency, Metrics, Parity, Quality, Version
+from app.domain.specs import ConvertSpec
+from app.errors import Conflict, Unavailable, Unprocessable
+from app.runtimes import BuildOptions, Engine, LoadOptions, Runtime
+from workers.context import Context
+from workers.nn.data import Data
+from workers.nn.macs import onnx_macs
+from workers.nn.measure import latency
+from workers.nn.parity import INPUTS, TOLERANCES, compare
+from workers.nn.predict import engine as asking
+from workers.nn.predict import sensible_batch
+from workers.nn.quality import answers, quality
+from workers.nn.requests import Array, Plan
+from workers.passes import Outcome
+from workers.passes._source import Source, open_source
+
+SEED = 0
+# Formats that are ONNX and build options underneath: the file stays beside the plan, for other GPUs.
+KEEP_ONNX = ("tensorrt", "tensorrt_rtx")
+
+
+def run(spec: ConvertSpec, ctx: Context) -> Outcome:
+    """Raises Unavailable for a target that is not here, Unprocessable for a graph that it refuses, ParityError."""
+    ctx.progress(0, None, phase="loading")
+    version, folder = ctx.source()
+    runtime = _runtime(spec, version)
+    data = ctx.dataset().fit_to(version.signature) if ctx.job.dataset else None
+    rows = _rows(data, version)
+    source = open_source(version, folder, ctx, spec.shapes, _preferred(rows, version), SEED)
+    engine_folder = ctx.folder("version")
+    shapes = source.plan.shapes if _has_open_sizes(version) else {}
+    max_batch = spec.max_batch if version.signature.batched else 1
+    built_for = runtime.build(
+        source.onnx,
+        engine_folder,
+        BuildOptions(precision=spec.precision, max_batch=max_batch, shapes=shapes),
+        lambda share, phase: ctx.progress(share, 1, phase=phase),
+    )
+    options = LoadOptions(threads=ctx.threads, instances=1, precision=spec.precision, max_batch=max_batch)
+    engine = runtime.load(engine_folder, version.signature, options)
+    try:
+        ctx.progress(0, None, phase="comparing with the source")
+        tolerance = spec.tolerance or TOLERANCES[spec.precision]
+        parity = compare(engine, version.signature, source.answer, source.plan, rows, max_batch, tolerance, SEED)
+        measured = _quality(engine, version, data, max_batch, ctx)
+        timed = _latency(engine, version, source.plan, spec.target, max_batch, ctx)
+    finally:
+        engine.close()
+    if spec.target in KEEP_ONNX:
+        shutil.copyfile(source.onnx, engine_folder / "source.onnx")
+    return Outcome(
+        engine_folder,
+        _draft(spec, version, source, data, built_for, max_batch, Metrics(
+            quality=measured, latency=timed, parity=parity, layer_sparsity=version.metrics.layer_sparsity
+        ), ctx),
+        _report(spec, version, source, parity, measured, timed),
+    )  # fmt: skip
+
+
+def _runtime(spec: ConvertSpec, version: Version) -> Runtime:
+    if spec.precision == "int8" and not version.details.get("quantized"):
+        raise Conflict(
+            f"{version.ref} is not quantized: int8 comes from calibration, not from converting",
+            code="not_quantized",
+            hint="run a job of kind quantize first, then convert what it gives",
+        )
+    runtime = runtimes.get(spec.target)
+    found = runtime.available()
+    if not found.ok:
+        raise Unavailable(
+            f"this worker cannot build {spec.target} engines: {found.reason}",
+            code="runtime_unavailable",
+            hint="GET /v1/jobs/kinds lists the targets that this installation can build",
+            retryable=False,
+        )
+    if spec.precision not in found.precisions and spec.precision != "int8":
+        raise Unprocessable(
+            f"{spec.target} on this worker has no precision {spec.precision}: it has {', '.join(found.precisions)}",
+            code="unsupported_precision",
+            hint=f"choose {' or '.join(found.precisions)}",
+        )
+    return runtime
+
+
+def _rows(data: Data | None, version: Version) -> list[Array]:
+    """Rows of the test split, each with its batch axis, in the dtype of the model's input."""
+    if data is None:
+        return []
+    some = data.test.sample(INPUTS, SEED)
+    x = np.concatenate([x.numpy() for x, _ in some.batches(INPUTS)])
+    return [np.ascontiguousarray(x[i : i + 1]) for i in range(len(x))]
+
+
+def _preferred(rows: list[Array], version: Version) -> dict[str, tuple[int, ...]]:
+    return {version.signature.inputs[0].name: rows[0].shape} if rows else {}
+
+
+def _has_open_sizes(version: Version) -> bool:
+    """Whether a size other than the batch is dynamic."""
+    inputs = version.signature.inputs
+    return any(n == -1 and not (a == 0 and version.signature.batched) for t in inputs for a, n in enumerate(t.shape))
+
+
+def _quality(engine: Engine, version: Version, data: Data | None, max_batch: int, ctx: Context) -> Quality | None:
+    """The engine's own accuracy, over the whole test split."""
+    if data is None:
+        return None
+    ctx.progress(0, None, phase="measuring accuracy")
+    batch = sensible_batch(data.test.x.shape[1:], max_batch)
+    return quality(answers(asking(engine, version.signature, max_batch), data.test, batch), data.ref)
+
+
+def _latency(
+    engine: Engine, version: Version, plan: Plan, target: str, max_batch: int, ctx: Context
+) -> tuple[Latency, ...]:
+    ctx.progress(0, None, phase="measuring latency")
+    device = "cuda" if target in KEEP_ONNX else "cpu"
+    found = []
+    for batch in dict.fromkeys((1, max_batch)):
+        request = plan.draw(np.random.default_rng(SEED), batch)
+        found.append(
+            latency(partial(engine.infer, request), runtime=target, batch=batch, threads=ctx.threads, device=device)
+        )
+    return tuple(found)
+
+
+def _draft(
+    spec: ConvertSpec,
+    version: Version,
+    source: Source,
+    data: Data | None,
+    built_for: dict[str, Any],
+    max_batch: int,
+    metrics: Metrics,
+    ctx: Context,
+) -> dict[str, Any]:
+    record = data.record if data else None
+    return {
+        "format": spec.target,
+        "signature": version.signature,
+        "parameters": version.parameters,
+        "macs": version.macs if version.macs is not None else _macs(source.onnx, source.plan),
+        "sparsity": version.sparsity,
+        "metrics": metrics,
+        "built_for": built_for,
+        "task": version.task or (data.task if data else None),
+        "labels": version.labels or (record.labels if record else None),
+        "preprocess": version.preprocess or (record.preprocess if record else None),
+        "trainable": False,
+        "details": {
+            "precision": spec.precision,
+            "max_batch": max_batch,
+            "target": spec.target,
+            "opset": source.opset,
+            "threads": ctx.threads,
+            "source": version.format,
+            "shapes": {name: list(shape) for name, shape in source.plan.shapes.items()},
+        },
+    }
+
+
+def _macs(path: Path, plan: Plan) -> int | None:
+    return onnx_macs(path, plan.shapes)
+
+
+def _report(
+    spec: ConvertSpec,
+    version: Version,
+    source: Source,
+    parity: Parity,
+    measured: Quality | None,
+    timed: tuple[Latency, ...],
+) -> dict[str, Any]:
+    before = version.metrics.quality
+    eager = {t.batch: t.p50_ms for t in version.metrics.latency if t.runtime == "torch"}
+    notes = [
+        f"{spec.precision}: |engine - source| ÷ max(1, max |source|) stayed within {parity.max_rel_diff:.2g} over "
+        f"{parity.n} inputs; {parity.tolerance:g} is tolerated."
+    ]
+    speed = {str(t.batch): round(eager[t.batch] / t.p50_ms, 2) for t in timed if t.batch in eager and t.p50_ms}
+    notes += [f"At batch {b} the engine is slower than torch eager: {s:g}×." for b, s in speed.items() if s < 1]
+    if not version.signature.batched:
+        notes.append("The model is not batched: it answers one request at a time.")
+    return {
+        "target": spec.target,
+        "precision": spec.precision,
+        "opset": source.opset,
+        "parity": parity.model_dump(mode="json"),
+        "quality": measured.model_dump(mode="json") if measured else None,
+        "source_quality": before.model_dump(mode="json") if before else None,
+        "latency": [t.model_dump(mode="json") for t in timed],
+        "speedup_over_torch_eager": speed,
+        "shapes": {name: list(shape) for name, shape in source.plan.shapes.items()},
+        "notes": notes,
+    }

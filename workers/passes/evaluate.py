@@ -1,0 +1,145 @@
+"""evaluate: accuracy with its confidence interval and latency, together; against a baseline, the paired difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app import runtimes
+from app.domain.records import Latency, Version
+from app.domain.specs import EvaluateSpec
+from app.errors import Unavailable
+from app.runtimes import LoadOptions
+from workers.context import Context
+from workers.net import load
+from workers.nn.data import Data, Rows
+from workers.nn.draft import BATCHES, eager_latency
+from workers.nn.measure import latency
+from workers.nn.predict import chosen, eager, sensible_batch
+from workers.nn.predict import engine as asking
+from workers.nn.quality import Answers, Predict, answers, paired, quality
+from workers.passes import Outcome
+from workers.passes._source import open_source
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A version ready to be asked. timed: measures its latency; close: gives its memory back."""
+
+    predict: Predict
+    timed: Callable[[], tuple[Latency, ...]]
+    close: Callable[[], None]
+
+
+def run(spec: EvaluateSpec, ctx: Context) -> Outcome:
+    """Raises BadDataset where the data do not fit the version or the baseline, Unavailable without its runtime."""
+    ctx.progress(0, None, phase="loading")
+    version, folder = ctx.source()
+    data = ctx.dataset()
+    found, timed, rows = _ask(version, folder, data, spec, ctx)
+    measured = quality(found, data.ref, confidence=spec.confidence)
+    evaluation: dict[str, Any] = {
+        "model": version.ref,
+        "dataset": data.ref,
+        "baseline": None,
+        "quality": measured.model_dump(mode="json"),
+        "latency": [t.model_dump(mode="json") for t in timed],
+        "samples": len(rows),
+        "of": len(data.test),
+    }
+    if spec.baseline is not None:
+        other, other_folder = ctx.source(spec.baseline)
+        theirs, their_times, _ = _ask(other, other_folder, data, spec, ctx)
+        evaluation |= {
+            "baseline": other.ref,
+            "baseline_quality": quality(theirs, data.ref, confidence=spec.confidence).model_dump(mode="json"),
+            "baseline_latency": [t.model_dump(mode="json") for t in their_times],
+            "difference": paired(found, theirs, spec.confidence),
+            "speedup": _speedups(timed, their_times),
+        }
+    return Outcome(None, {}, evaluation, evaluation)
+
+
+def _ask(
+    version: Version, folder: Path, data: Data, spec: EvaluateSpec, ctx: Context
+) -> tuple[Answers, tuple[Latency, ...], Rows]:
+    fitted = data.fit_to(version.signature)
+    rows = fitted.test if spec.samples is None else fitted.test.sample(spec.samples, SEED)
+    subject = _open(version, folder, fitted, ctx)
+    try:
+        ctx.progress(0, None, phase=f"measuring accuracy of {version.ref}")
+        found = answers(subject.predict, rows, sensible_batch(rows.x.shape[1:]))
+        ctx.progress(0, None, phase=f"measuring latency of {version.ref}")
+        return found, subject.timed(), rows
+    finally:
+        subject.close()
+
+
+def _open(version: Version, folder: Path, data: Data, ctx: Context) -> Subject:
+    if version.format == "torch":
+        net = load(folder, version)
+        return Subject(eager(net.module, ctx.device), lambda: eager_latency(net, ctx), lambda: None)
+    if version.format == "torchscript":
+        return _torchscript(version, folder, data, ctx)
+    return _engine(version, folder, data, ctx)
+
+
+def _engine(version: Version, folder: Path, data: Data, ctx: Context) -> Subject:
+    """An engine in its own runtime; an ONNX file in ONNX Runtime."""
+    name = "onnxruntime" if version.format == "onnx" else version.format
+    runtime = runtimes.get(name)
+    if not (available := runtime.available()).ok:
+        raise Unavailable(
+            f"this worker cannot run {version.ref}: {available.reason}", code="runtime_unavailable", retryable=False
+        )
+    max_batch = int(version.details.get("max_batch", BATCHES[-1])) if version.signature.batched else 1
+    precision = str(version.details.get("precision", "fp32"))
+    options = LoadOptions(threads=ctx.threads, precision=precision, max_batch=max_batch)
+    engine = runtime.load(folder, version.signature, options)
+
+    def timed() -> tuple[Latency, ...]:
+        found = []
+        for batch in dict.fromkeys((1, max_batch)):
+            x, _ = data.test.take(_first(batch, len(data.test)))
+            request = {version.signature.inputs[0].name: np.ascontiguousarray(x.numpy())}
+            device = "cuda" if name.startswith("tensorrt") else "cpu"
+            found.append(
+                latency(partial(engine.infer, request), runtime=name, batch=batch, threads=ctx.threads, device=device)
+            )
+        return tuple(found)
+
+    return Subject(asking(engine, version.signature, max_batch), timed, engine.close)
+
+
+def _torchscript(version: Version, folder: Path, data: Data, ctx: Context) -> Subject:
+    """Asked in the sandbox; its latency there, with a process around it, would say nothing."""
+    name = version.signature.inputs[0].name
+    row = (1, *data.test.x.shape[1:])
+    source = open_source(version, folder, ctx, None, {name: row}, SEED, export=False)
+
+    def predict(x: Any) -> Any:
+        rows = np.ascontiguousarray(x.numpy())
+        parts = [rows] if version.signature.batched else [rows[i : i + 1] for i in range(len(rows))]
+        return np.concatenate([a[chosen(version.signature)] for a in source.answer([{name: p} for p in parts])])
+
+    return Subject(predict, lambda: (), lambda: None)
+
+
+def _first(n: int, rows: int) -> Any:
+    """n row numbers, round and round where there are fewer rows."""
+    import torch
+
+    return torch.arange(n) % rows
+
+
+def _speedups(ours: tuple[Latency, ...], theirs: tuple[Latency, ...]) -> dict[str, float]:
+    """p50 of the baseline ÷ p50 of the version, per batch that both were measured at."""
+    before = {t.batch: t.p50_ms for t in theirs}
+    return {str(t.batch): before[t.batch] / t.p50_ms for t in ours if t.batch in before and t.p50_ms > 0}
