@@ -13,11 +13,11 @@ from app.api import auth, datasets, deployments, events, health, jobs, kinds, li
 from app.api.examples import ANY_PROBLEM
 from app.observe import Requests
 from app.queue import Queue
+from app.reaper import reap
 from app.serving.fleet import Fleet
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
-from app.storage.reaper import reap
 from app.storage.registry import reindex_if_empty
 
 log = logging.getLogger("enginesmith.app")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 
 def digits(seed: int = 0) -> dict[str, npt.NDArray[Any]]:
-    """1,797 digits as x (float32, N×1×28×28, 0…1), y (int64), split 64/16/20, stratified.
+    """1,797 digits as x (float32, N×1×28×28, 0…1), y (int64), split 72/8/20, stratified.
 
     The 8×8 images are resized to 20×20 (bilinear) and centred in 28×28, as MNIST's are.
     """
@@ -23,5 +23,5 @@ def digits(seed: int = 0) -> dict[str, npt.NDArray[Any]]:
     x = pad(interpolate(small, size=(20, 20), mode="bilinear", align_corners=False), (4, 4, 4, 4)).numpy()
     y = y.astype(np.int64)
     rest_x, x_test, rest_y, y_test = train_test_split(x, y, test_size=0.2, stratify=y, random_state=seed)
-    x_train, x_val, y_train, y_val = train_test_split(rest_x, rest_y, test_size=0.2, stratify=rest_y, random_state=seed)
+    x_train, x_val, y_train, y_val = train_test_split(rest_x, rest_y, test_size=0.1, stratify=rest_y, random_state=seed)
     return {"x": x_train, "y": y_train, "x_val": x_val, "y_val": y_val, "x_test": x_test, "y_test": y_test}

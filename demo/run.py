@@ -19,15 +19,15 @@ from demo.table import WIDTH, Row, results
 
 NAME = "digits"
 TARGETS = ("openvino", "onnxruntime")
-TRAIN: dict[str, Any] = {
-    "epochs": 30,
+SGD: dict[str, Any] = {
     "optimizer": "sgd",
-    "lr": 0.05,
     "momentum": 0.9,
     "schedule": "onecycle",
     "loss": "cross_entropy",
+    "batch_size": 32,
 }
-FINETUNE: dict[str, Any] = {"epochs": 10, "optimizer": "sgd", "lr": 0.02, "momentum": 0.9, "schedule": "onecycle"}
+TRAIN: dict[str, Any] = SGD | {"epochs": 30, "lr": 0.05}
+FINETUNE: dict[str, Any] = SGD | {"epochs": 10, "lr": 0.02}
 WANTED_ACCURACY = 0.97
 WANTED_DIFFERENCE = 1e-6
 

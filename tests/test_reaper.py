@@ -8,7 +8,7 @@ from app.domain.records import Job, now
 from app.queue import Queue
 from app.settings import Settings
 from app.storage.catalog import Catalog
-from app.storage.reaper import reap
+from app.reaper import reap
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_nobody_is_declared_dead_at_first_sight(catalog: Catalog, queue: Queue, 
 def test_a_delivery_that_vanished_is_made_again(
     catalog: Catalog, queue: Queue, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.storage.reaper.QUEUED_GRACE_S", 0.0)
+    monkeypatch.setattr("app.reaper.QUEUED_GRACE_S", 0.0)
     catalog.add(Job(id="j1", kind="train", spec={"kind": "train"}, created_at=now()))
     assert reap(catalog, queue, settings) == ["j1"]
     assert queue.waiting() == {"j1"}

@@ -25,7 +25,7 @@ from app.processes import Child
 from app.queue import NAMES, Queue
 from app.settings import Settings
 from app.storage.catalog import Catalog
-from app.storage.reaper import reap
+from app.reaper import reap
 
 log = logging.getLogger("enginesmith.workers")
 STOP_S = 15.0

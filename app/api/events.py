@@ -15,12 +15,14 @@ from starlette.responses import Response, StreamingResponse
 from app.api.examples import problems
 from app.deps import TheCatalog
 from app.domain.records import ENDED
+from app.errors import Unavailable
 from app.storage.catalog import Catalog
 
 router = APIRouter(tags=["jobs"])
 _ID = re.compile(r"^\d{1,20}(?:-\d{1,20})?$", re.ASCII)
 _BREAKS = (("\x85".encode(), b"\\u0085"), ("\u2028".encode(), b"\\u2028"), ("\u2029".encode(), b"\\u2029"))
 _LOOK_S = 0.2
+_PAGE = 1000  # how many events the catalog gives at once
 _KEEP_ALIVE_S = 10.0
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -50,22 +52,27 @@ async def _stream(catalog: Catalog, id: str, after: str, request: Request) -> As
     yield b"retry: 1000\n\n"
     last_sent = time.monotonic()
     while not getattr(request.app.state, "stopping", False):
-        found = await asyncio.to_thread(catalog.events, id, after)
+        try:
+            found = await asyncio.to_thread(catalog.events, id, after)
+            # A retried job goes on after a terminal event: only the job itself knows whether it has ended for good.
+            is_over = (not found or _is_terminal(found[-1])) and await asyncio.to_thread(_has_ended, catalog, id)
+        except Unavailable:
+            found, is_over = [], False  # the answer has begun: keep the reader, and look again
         if found:
             after = found[-1][0]
             yield b"".join(encode(*event) for event in found)
             last_sent = time.monotonic()
-            if len(found) >= 1000:
-                continue
-        # A retried job goes on after a terminal event: only the job itself knows whether it has ended for good.
-        elif (await asyncio.to_thread(catalog.job, id)).status in ENDED:
-            return
-        if found and _is_terminal(found[-1]) and (await asyncio.to_thread(catalog.job, id)).status in ENDED:
+        if is_over:
             return
         if time.monotonic() - last_sent >= _KEEP_ALIVE_S:
             yield b": still here\n\n"
             last_sent = time.monotonic()
-        await asyncio.sleep(_LOOK_S)
+        if len(found) < _PAGE:
+            await asyncio.sleep(_LOOK_S)
+
+
+def _has_ended(catalog: Catalog, id: str) -> bool:
+    return catalog.job(id).status in ENDED
 
 
 def encode(id: str, kind: str, data: dict[str, Any]) -> bytes:

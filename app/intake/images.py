@@ -83,7 +83,11 @@ def sort_files(names: list[str]) -> Files:
             )
         found[split].append(("/".join(folders[:-1]), "/".join(whole)))
     if "train" not in found:
-        raise BadDataset("there is no folder train/ beside " + ", ".join(sorted(found)), code="missing_split")
+        raise BadDataset(
+            f"there is no folder train/ beside {', '.join(f'{split}/' for split in sorted(found))}",
+            code="missing_split",
+            hint="add it; or leave out the folders of splits, and the whole is divided",
+        )
     return {split: sorted(found[split]) for split in ("train", "val", "test") if split in found}
 
 

@@ -125,7 +125,8 @@ def _csv(given: Intake) -> tuple[Any, Iterator[Any]]:
     """Types are those of the first MiB, and every feature is read as float64."""
     reading = pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK)
     try:
-        first = pyarrow.csv.open_csv(_opened(given), read_options=reading)
+        parsing = pyarrow.csv.ParseOptions(delimiter=_delimiter(given))
+        first = pyarrow.csv.open_csv(_opened(given), read_options=reading, parse_options=parsing)
     except pa.ArrowInvalid as error:
         if "Empty CSV" in str(error):
             raise BadDataset("the table is empty", code="empty") from None
@@ -143,8 +144,19 @@ def _csv(given: Intake) -> tuple[Any, Iterator[Any]]:
         if f.name != given.manifest.target and (pa.types.is_integer(f.type) or pa.types.is_null(f.type))
     }
     converting = pyarrow.csv.ConvertOptions(column_types=types)
-    reader = pyarrow.csv.open_csv(_opened(given), read_options=reading, convert_options=converting)
+    reader = pyarrow.csv.open_csv(
+        _opened(given), read_options=reading, parse_options=parsing, convert_options=converting
+    )
     return reader.schema, iter(reader)
+
+
+def _delimiter(given: Intake) -> str:
+    """The comma, unless the first line has more semicolons or tabs."""
+    with given.file.open("rb") as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
+    with gzip.open(given.file) if is_packed else given.file.open("rb") as file:
+        first = file.readline(_BLOCK)
+    return max((",", ";", "\t"), key=lambda d: first.count(d.encode()))
 
 
 class _Bounded(io.RawIOBase):

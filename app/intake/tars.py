@@ -37,17 +37,18 @@ class _BoundedInfo(tarfile.TarInfo):
 
 def examine(stream: io.RawIOBase, *, archive_bytes: int, max_files: int, max_bytes: int) -> None:
     """Reads a tar (also packed by gzip, bzip2 or xz) to its end. Raises Unprocessable, UnsupportedMedia, TooLarge."""
+    names: list[str] = []
     try:
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|*", tarinfo=_BoundedInfo) as tar:
-            names = [
-                m.name
-                for m in archives.guarded(
-                    _members(tar), archive_bytes=archive_bytes, max_files=max_files, max_bytes=max_bytes
-                )
-            ]
-    except (tarfile.ReadError, EOFError) as error:
-        raise _damaged(error) if "not" not in str(error) else checkpoint.foreign("a packed file, and no tar") from None
-    except (tarfile.TarError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
+            bounds = {"archive_bytes": archive_bytes, "max_files": max_files, "max_bytes": max_bytes}
+            for member in archives.guarded(_members(tar), **bounds):
+                names.append(member.name)
+    except tarfile.ReadError as error:
+        # Before the first file there is no sign of a tar; after it, a part of one is missing.
+        if not names and "end of data" not in str(error):
+            raise checkpoint.foreign("a packed file, and no tar") from None
+        raise _damaged(error) from None
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
         raise _damaged(error) from None
     checkpoint.classify(names)
 

@@ -130,7 +130,7 @@ def warm(engine: Engine, version: Version, max_batch: int, instances: int = 1) -
         except Problem:
             if fixed:
                 raise
-            log.warning("%s could not be warmed with the shapes it was measured with", version.ref)
+            log.info("%s does not run on zeros, and is not warmed", version.ref)
             return
         if time.monotonic() > until:
             log.warning("warming %s stopped at %d of %d rows: it took too long", version.ref, rows, max_batch)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import uuid
-from collections.abc import Collection, Iterable
-from datetime import datetime
+from collections.abc import Collection
 from typing import Any, Self
 
 from app.domain.records import ENDED, Dataset, Deployment, Job, Status, Version, now
-from app.errors import Conflict, NotFound, Unprocessable
+from app.errors import Conflict, NotFound
 from app.settings import Settings
-from app.storage import scripts
+from app.storage import encoding, scripts
 from app.storage.redis import PatientRedis, connect
 
 IDEMPOTENCY_TTL_S = 24 * 3600
 REPLICA_TTL_S = 10
 WORKER_TTL_S = 15
-_RAW = {"status", "attempt"}  # compared inside Lua, so stored bare
-_SILENT = {"history", "spec"}  # too long to send with every change of state
 
 
 class Stale(Conflict):
@@ -55,11 +51,11 @@ class Catalog:
 
     def add(self, job: Job) -> Job:
         """A new job, queued."""
-        fields = _fields(job.model_dump(mode="json"), but={"history"})
+        fields = encoding.fields(job.model_dump(mode="json"), but={"history"})
         self.redis.hset(_job(job.id), mapping=fields)
         self.redis.sadd("es:jobs:open", job.id)
-        self.redis.zadd("es:jobs", {job.id: _millis(job.created_at)})
-        self.redis.xadd(_events(job.id), {"type": "state", "data": _event(job.model_dump(mode="json"))})
+        self.redis.zadd("es:jobs", {job.id: encoding.millis(job.created_at)})
+        self.redis.xadd(_events(job.id), {"type": "state", "data": encoding.event(job.model_dump(mode="json"))})
         return job
 
     def job(self, id: str) -> Job:
@@ -72,7 +68,7 @@ class Catalog:
         held = self.redis.hgetall(_job(id))
         if not held:
             raise NotFound(f"no job {id!r}", code="job_not_found", hint="GET /v1/jobs lists them")
-        return _job_of(held)
+        return encoding.job_of(held)
 
     def jobs(
         self,
@@ -84,7 +80,7 @@ class Catalog:
         cursor: str | None = None,
     ) -> tuple[list[Job], str | None]:
         """Newest first, without histories. model: a name, or a ref."""
-        top = _place(cursor) if cursor else None
+        top = encoding.place_of(cursor) if cursor else None
         found: list[Job] = []
         upper: int | str = "+inf" if top is None else top[0]
         while True:
@@ -93,11 +89,11 @@ class Catalog:
             for id, score in fresh:
                 top = (score, id)
                 job = self._read_job(id)
-                if (kind and job.kind != kind) or (status and job.status != status) or not _about(job, model):
+                if (kind and job.kind != kind) or (status and job.status != status) or not encoding.about(job, model):
                     continue
                 if len(found) == limit:
                     last = found[-1]
-                    return found, _cursor(str(_millis(last.created_at)), last.id)
+                    return found, encoding.cursor_of(str(encoding.millis(last.created_at)), last.id)
                 found.append(job)
             if len(page) < 200 or not fresh:
                 return found, None
@@ -121,19 +117,20 @@ class Catalog:
         """The one way a job changes state: a compare-and-set on (id, from, to, attempt).
 
         attempt: the number that must be the current one. next_attempt: the one that it becomes. lease_s: a lease that
-        starts now; without it the job has none, unless it is only being cancelled. Raises NotFound; Stale when somebody else was first.
+        starts now; without it the job has none, unless it is only being cancelled.
+        Raises NotFound; Stale when somebody else was first.
         """
         before = self._read_job(id)
         if next_attempt is not None:
             changes["attempt"] = next_attempt
         changes = {"phase": to} | ({"finished_at": now()} if to in ENDED else {}) | changes
         after = before.but(status=to, **changes)
-        fields = _fields(after.model_dump(mode="json", include=set(changes)), but={"history"})
+        fields = encoding.fields(after.model_dump(mode="json", include=set(changes)), but={"history"})
         answer = self._move(
             keys=[_job(id), _events(id), _lease(id), "es:jobs:open"],
             args=[
                 f"|{'|'.join(was)}|", to, "" if attempt is None else attempt, uuid.uuid4().hex,
-                "" if lease_s is None else int(lease_s * 1000), _event(after.model_dump(mode="json")), id,
+                "" if lease_s is None else int(lease_s * 1000), encoding.event(after.model_dump(mode="json")), id,
                 "1" if to in ENDED else "", *(x for pair in fields.items() for x in pair),
             ],
         )  # fmt: skip
@@ -299,9 +296,9 @@ class Catalog:
             self.redis.zrem(f"es:{kind}s", name)
 
     def _names(self, kind: str, limit: int, cursor: str | None) -> tuple[list[str], str | None]:
-        low = f"({_uncursor(cursor)[0]}" if cursor else "-"
+        low = f"({encoding.parts_of(cursor)[0]}" if cursor else "-"
         names: list[str] = self.redis.zrangebylex(f"es:{kind}s", low, "+", start=0, num=limit + 1)
-        return names[:limit], _cursor(names[limit - 1]) if len(names) > limit else None
+        return names[:limit], encoding.cursor_of(names[limit - 1]) if len(names) > limit else None
 
     # Deployments --------------------------------------------------------------------------------------------------
 
@@ -349,54 +346,3 @@ def _history(id: str) -> str:
 
 def _lease(id: str) -> str:
     return f"es:lease:{id}"
-
-
-def _fields(values: dict[str, Any], but: Iterable[str]) -> dict[str, str]:
-    return {k: str(v) if k in _RAW else json.dumps(v) for k, v in values.items() if k not in set(but)}
-
-
-def _job_of(held: dict[str, str]) -> Job:
-    known = {k: v for k, v in held.items() if k in Job.model_fields}
-    return Job.model_validate({k: v if k in _RAW else json.loads(v) for k, v in known.items()})
-
-
-def _event(job: dict[str, Any]) -> str:
-    return json.dumps({k: v for k, v in job.items() if k not in _SILENT})
-
-
-def _about(job: Job, model: str | None) -> bool:
-    if not model:
-        return True
-    made = job.result.model if job.result else None
-    for ref in (job.model, made, job.spec.get("name")):
-        if ref and (ref == model or ("@" not in model and str(ref).split("@")[0] == model)):
-            return True
-    return False
-
-
-def _millis(at: str) -> int:
-    return int(datetime.fromisoformat(at).timestamp() * 1000)
-
-
-def _cursor(*parts: str) -> str:
-    return base64.urlsafe_b64encode("\n".join(parts).encode()).decode().rstrip("=")
-
-
-def _uncursor(cursor: str) -> tuple[str, str]:
-    try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-    except ValueError:
-        raise _bad_cursor() from None
-    first, _, second = text.partition("\n")
-    return first, second
-
-
-def _place(cursor: str) -> tuple[int, str]:
-    at, id = _uncursor(cursor)
-    if not at.isdecimal():
-        raise _bad_cursor()
-    return int(at), id
-
-
-def _bad_cursor() -> Unprocessable:
-    return Unprocessable("this cursor did not come from us", code="bad_cursor", hint="start without one")

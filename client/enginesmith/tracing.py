@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx._symbolic_trace import _maybe_revert_all_patches
 
 from . import allowed
 from .graph import NotExpressible, line_of
@@ -106,9 +107,10 @@ class _Tracer(fx.Tracer):
         if not _of_sizes(obj.node) or not self.examples:
             return None
         try:
-            return [self._value(obj.node, place) for place in range(len(self.examples))]
+            found = [self._value(obj.node, place) for place in range(len(self.examples))]
         except Exception:
             return None
+        return None if any(isinstance(v, fx.Proxy) for v in found) else found
 
     def _value(self, node: fx.Node, place: int) -> Any:
         """Runs the graph so far on an example; placed here since it must stop at the node in question."""
@@ -186,7 +188,9 @@ def _unwatched() -> Iterator[None]:
     for name in watched:
         setattr(torch, name, _ACTIVE[-1][name])
     try:
-        yield
+        # torch.fx itself turns every parameter that a layer looks up into a step of the graph.
+        with _maybe_revert_all_patches():
+            yield
     finally:
         for name, function in watched.items():
             setattr(torch, name, function)

@@ -269,6 +269,12 @@ async def test_csv_targets(client: httpx.AsyncClient) -> None:
     problem(answer, 422, "labels_out_of_range")
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_other_delimiters(tmp_path: Path, delimiter: str) -> None:
+    text = csv(a=lambda i: i, b=lambda i: i, y=lambda i: i % 3).replace(b",", delimiter.encode())
+    assert read(tmp_path, text, TABLE)["columns"] == ("a", "b")
+
+
 async def test_integers_that_become_floats_late(client: httpx.AsyncClient) -> None:
     text = csv(rows=300_000, a=lambda i: i if i < 290_000 else i + 0.5, y=lambda i: i % 2)
     answer = await client.post("/v1/datasets", **upload(text, TABLE))
