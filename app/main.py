@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
@@ -18,9 +19,10 @@ from app.serving.fleet import Fleet
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
-from app.storage.registry import reindex_if_empty
+from app.storage.registry import reindex_if_empty, sweep
 
 log = logging.getLogger("enginesmith.app")
+SWEEP_S = 3600.0
 PATIENCE_S = 2.0  # a person waits for the answer; workers are more patient
 # predict first: the router looks at one after the other, and that is the hot path. kinds before /v1/jobs/{id}.
 ROUTERS = (predict, models, datasets, kinds, jobs, events, report, deployments, health)
@@ -88,11 +90,15 @@ def _learn(artifacts: Artifacts, catalog: Catalog) -> bool:
 
 
 async def _look_after(artifacts: Artifacts, catalog: Catalog, queue: Queue, settings: Settings, learned: bool) -> None:
-    """Looks for lost jobs for as long as the app runs."""
+    """Looks for lost jobs for as long as the app runs, and sweeps up every hour."""
+    swept = time.monotonic()
     while True:
         await asyncio.sleep(settings.reap_s)
         learned = learned or await asyncio.to_thread(_learn, artifacts, catalog)
         try:
             await asyncio.to_thread(reap, catalog, queue, settings)
+            if time.monotonic() - swept > SWEEP_S:
+                swept = time.monotonic()
+                await asyncio.to_thread(sweep, artifacts, catalog, settings.sweep_after_s)
         except Exception as error:
-            log.warning("looking for lost jobs failed, and is tried again: %s", error)
+            log.warning("looking after the jobs failed, and is tried again: %s", error)

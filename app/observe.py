@@ -75,8 +75,9 @@ def configure_logs(level: str, process: str, stream: IO[str] | None = None) -> N
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    for noisy in ("httpx", "httpcore", "asyncio", "python_multipart", "PIL"):
+    for noisy in ("httpx", "httpcore", "asyncio", "PIL"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs what the answer says already
 
 
 @contextmanager

@@ -249,7 +249,7 @@ class Splits(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         a, b, c = self.fc(x * self.scale).chunk(3, dim=-1)
         d, e = torch.split(a + b, [1, 1], dim=1)
-        hidden = c.masked_fill(c < 0, float("-inf"))
+        hidden = c.masked_fill(c < c.amax(1, keepdim=True), float("-inf"))
         return {"gate": torch.sigmoid(d) * e, "weights": torch.softmax(hidden + 1e-3, -1), "sum": (a + torch.tensor(2.0)).sum(1)}
 
 

@@ -108,7 +108,7 @@ async def get_job(id: str, request: Request, catalog: TheCatalog) -> Response:
 
 
 @router.post("/v1/jobs/{id}/cancel", summary="Stop a job within seconds", responses=problems(404, 409))
-def cancel(id: str, catalog: TheCatalog, queue: TheQueue) -> Response:
+def cancel(id: str, catalog: TheCatalog, queue: TheQueue, artifacts: TheArtifacts) -> Response:
     for _ in range(5):
         job = catalog.job(id)
         if job.ended:
@@ -119,6 +119,8 @@ def cancel(id: str, catalog: TheCatalog, queue: TheQueue) -> Response:
             if job.status == "queued":
                 job = catalog.moved(id, was={"queued"}, to="cancelled", attempt=job.attempt)
                 queue.cancel(job)
+                if job.kind == "import":  # a running one clears up after itself
+                    artifacts.delete(str(job.spec["upload"]))
                 return Json(job_json(job))
             if job.status == "running":
                 job = catalog.moved(id, was={"running"}, to="cancelling", attempt=job.attempt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 import zipfile
 import zlib
 from typing import Any
@@ -30,7 +31,7 @@ def read_dataset(given: Intake) -> dict[str, Any]:
 
                 found = table.read(given)
         return describe(found, given)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError) as error:
         raise BadDataset(f"the archive is damaged or was cut short: {error}", code="truncated") from None
     except MemoryError:
         raise TooLarge("reading this data set takes more memory than it may", hint="bring it as .npz") from None
@@ -39,4 +40,6 @@ def read_dataset(given: Intake) -> dict[str, Any]:
             raise InsufficientStorage("the disk is full", hint="free some space, then try again") from None
         if error.errno == errno.EFBIG:
             raise TooLarge("the data set unpacks to more than is taken") from None
+        if error.errno == errno.EINVAL:  # an archive that points outside itself
+            raise BadDataset("the archive is damaged", code="truncated", hint="upload it again") from None
         raise

@@ -37,10 +37,10 @@ class Artifacts:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        if parts.scheme == "file":
-            folder = Path(unquote(parts.path))
-            folder.mkdir(parents=True, exist_ok=True)
-            self._store: ObjectStore = LocalStore(folder)
+        self._folder = Path(unquote(parts.path)) if parts.scheme == "file" else None
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._store: ObjectStore = LocalStore(self._folder)
         else:
             self._store = from_url(url)
         self.url = url
@@ -172,6 +172,9 @@ class Artifacts:
         for key in keys:
             with contextlib.suppress(NotFound), _translated(key):
                 obstore.delete(self._store, key)
+            if self._folder is not None and key.startswith(("staging/", "checkpoints/")):
+                with contextlib.suppress(OSError):  # not empty: others of the same job lie there
+                    (self._folder / key).parent.rmdir()
 
     def delete_all(self, prefix: str) -> None:
         self.delete(*list(self.keys(prefix)))

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import inspect
-import linecache
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import wraps
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx._symbolic_trace import _maybe_revert_all_patches
 
 from . import allowed
 from .graph import NotExpressible, line_of
+from .watching import here, owners_line, unwatched, watched
 
-# Functions that make a tensor from sizes: torch.fx does not see them, since no argument of theirs is a tensor.
-_FACTORIES = ("arange", "zeros", "ones", "full", "eye", "linspace", "tensor", "as_tensor")
-# Called without a tensor they would be frozen into one constant.
-_RANDOM = ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "empty")
 _SIZES = frozenset({"size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "is_complex"})
 _FACTS = frozenset({"shape", "ndim", "dtype", "device", "is_cuda"})
-_CONTROL = "a network as data has one fixed list of operations: use torch.where, masks, or push TorchScript or ONNX"
+_CONTROL = "a network as data has one fixed list of operations: use torch.where or masks, or push TorchScript or ONNX"
 
 
 def trace(
@@ -37,14 +29,14 @@ def trace(
     """
     tracer = _Tracer(inputs, examples)
     try:
-        with _watched():
+        with watched():
             graph = tracer.trace(model)
     except NotExpressible:
         raise
     except Exception as error:
         raise NotExpressible(
             f"{type(model).__name__} cannot be followed: {_plainly(error)}",
-            line=_owners_line(error.__traceback__),
+            line=owners_line(error.__traceback__),
             hint=_CONTROL,
         ) from error
     _check_state(model)
@@ -52,12 +44,48 @@ def trace(
     return graph, tracer.notes
 
 
+class _Proxy(fx.Proxy):
+    """What flows through forward while it is followed. A size that all examples share may be used as a plain number."""
+
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
+        return _Attribute(self, name)
+
+    def __len__(self) -> int:
+        return int(self._number("a length", len))
+
+    def __index__(self) -> int:
+        # torch asks every argument for it and goes on without it; range() does not.
+        assert isinstance(self.tracer, _Tracer)
+        try:
+            return int(self.tracer.settle(self, "an integer", operator.index, note=False))
+        except NotExpressible as error:
+            raise TypeError(error.detail) from None
+
+    def __int__(self) -> int:
+        return int(self._number("an integer", int))
+
+    def __float__(self) -> float:
+        return float(self._number("a number", float))
+
+    def _number(self, what: str, of: Callable[[Any], Any]) -> Any:
+        assert isinstance(self.tracer, _Tracer)
+        return self.tracer.settle(self, what, of)
+
+
+class _Attribute(fx.proxy.Attribute, _Proxy):
+    """`x.shape`, or `x.size` before it is called."""
+
+
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
     def __init__(self, inputs: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]) -> None:
         super().__init__()
         self.record_stack_traces = True
         self.inputs = inputs
-        self.examples = examples
+        self.examples = [
+            {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in given.items()} for given in examples
+        ]
         self.values: dict[fx.Node, list[Any]] = {}
         self.notes: list[str] = []
 
@@ -76,41 +104,50 @@ class _Tracer(fx.Tracer):
             return (lambda *_: root_fn(self.root, *given.values())), []
         return (lambda *_: root_fn(self.root, **given)), []
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
     def to_bool(self, obj: fx.Proxy) -> bool:
-        found = self._sizes_say(obj)
-        if found is None or len({bool(v) for v in found}) != 1:
-            why = "the values of a tensor" if found is None else "the batch size"
-            raise NotExpressible(
-                f"control flow (if, while, assert, and, or) on {why}: {obj.node.format_node() or obj.node}",
-                line=_here() or line_of(obj.node),
-                hint=_CONTROL,
-            )
-        self.notes.append(f"a branch was decided by the example's shape: {_here() or obj.node.name}")
-        return bool(found[0])
+        return bool(self.settle(obj, "control flow (if, while, assert, and, or)", bool))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         try:
             return super().iter(obj)
         except fx.proxy.TraceError:
-            found = self._sizes_say(obj)
-            if found is None or len({len(v) for v in found}) != 1:
-                raise NotExpressible(
-                    f"a loop over a tensor, or a star before one: {obj.node.format_node() or obj.node}",
-                    line=_here() or line_of(obj.node),
-                    hint="a network as data has one fixed list of operations: use unbind, split or chunk",
-                ) from None
-            item = operator.getitem
-            return iter([obj.tracer.create_proxy("call_function", item, (obj, n), {}) for n in range(len(found[0]))])
+            pass
+        found = self._values_of(obj)
+        lengths = {len(v) for v in found if isinstance(v, tuple | list)}
+        if len(lengths) != 1 or any(isinstance(v, torch.Tensor) for v in found):
+            raise NotExpressible(
+                f"a loop over a tensor, or a star before one: {_told(obj.node)}",
+                line=here() or line_of(obj.node),
+                hint="a network as data has one fixed list of operations: use unbind, split or chunk",
+            )
+        item = operator.getitem
+        return iter([self.create_proxy("call_function", item, (obj, n), {}) for n in range(lengths.pop())])
 
-    def _sizes_say(self, obj: fx.Proxy) -> list[Any] | None:
-        """What a value that depends on shapes alone is for each example; None for any other value."""
-        if not _of_sizes(obj.node) or not self.examples:
-            return None
+    def settle(self, obj: fx.Proxy, what: str, of: Callable[[Any], Any], note: bool = True) -> Any:
+        """The one value that `of` has for every example, if it follows from shapes alone. Raises NotExpressible."""
+        said = self._values_of(obj) if _of_sizes(obj.node) or of is len else []
+        if of is len and any(isinstance(v, torch.Tensor) for v in said):
+            said = []
+        found = {of(v) for v in said}
+        if len(found) != 1:
+            why = "sizes that vary, such as the batch" if found else "the values of a tensor"
+            raise NotExpressible(
+                f"{what} that depends on {why}: {_told(obj.node)}", line=here() or line_of(obj.node), hint=_CONTROL
+            )
+        if note:
+            self.notes.append(f"{what} was settled by the example's shape: {here() or obj.node.name}")
+        return found.pop()
+
+    def _values_of(self, obj: fx.Proxy) -> list[Any]:
+        """What a value is for each example; nothing where it cannot be told."""
         try:
             found = [self._value(obj.node, place) for place in range(len(self.examples))]
         except Exception:
-            return None
-        return None if any(isinstance(v, fx.Proxy) for v in found) else found
+            return []
+        return [] if any(isinstance(v, fx.Proxy) for v in found) else found
 
     def _value(self, node: fx.Node, place: int) -> Any:
         """Runs the graph so far on an example; placed here since it must stop at the node in question."""
@@ -127,7 +164,7 @@ def _run(tracer: _Tracer, node: fx.Node, place: int) -> Any:
         return tracer.examples[place][str(node.target)]
     args = fx.node.map_arg(node.args, lambda n: tracer.values[n][place])
     kwargs = fx.node.map_arg(node.kwargs, lambda n: tracer.values[n][place])
-    with torch.no_grad(), _unwatched():
+    with torch.no_grad(), unwatched():
         if node.op == "get_attr":
             found: Any = tracer.root
             for part in str(node.target).split("."):
@@ -142,6 +179,10 @@ def _run(tracer: _Tracer, node: fx.Node, place: int) -> Any:
         return node.target(*args, **kwargs)
 
 
+def _told(node: fx.Node) -> str:
+    return (node.format_node() or str(node)).split(" : ")[-1]
+
+
 def _of_sizes(node: fx.Node) -> bool:
     """Whether a value follows from the shapes and dtypes of tensors, whatever is in them."""
     if node.op == "call_method" and node.target in _SIZES:
@@ -152,67 +193,6 @@ def _of_sizes(node: fx.Node) -> bool:
     if name == "builtins.getattr" and node.args[1] in _FACTS:
         return True
     return name.startswith(("operator.", "math.", "builtins.")) and all(_of_sizes(n) for n in node.all_input_nodes)
-
-
-_ACTIVE: list[dict[str, Any]] = []
-
-
-@contextmanager
-def _watched() -> Iterator[None]:
-    """While tracing: functions that make tensors from sizes are recorded; randomness and custom autograd, refused."""
-    originals = {name: getattr(torch, name) for name in (*_FACTORIES, *_RANDOM)}
-    apply = torch.autograd.Function.__dict__.get("apply")
-    for name in _FACTORIES:
-        setattr(torch, name, _recorded(originals[name]))
-    for name in _RANDOM:
-        setattr(torch, name, _refused(f"torch.{name}", "draws random or undefined numbers in forward"))
-    by_hand = _refused("torch.autograd.Function.apply", "is a gradient written by hand, which is code")
-    type.__setattr__(torch.autograd.Function, "apply", by_hand)
-    _ACTIVE.append(originals)
-    try:
-        yield
-    finally:
-        _ACTIVE.pop()
-        for name, function in originals.items():
-            setattr(torch, name, function)
-        if apply is None:
-            type.__delattr__(torch.autograd.Function, "apply")
-        else:
-            type.__setattr__(torch.autograd.Function, "apply", apply)
-
-
-@contextmanager
-def _unwatched() -> Iterator[None]:
-    """Inside `_watched`: torch as it is, to run a part of the graph."""
-    watched = {name: getattr(torch, name) for name in _ACTIVE[-1]} if _ACTIVE else {}
-    for name in watched:
-        setattr(torch, name, _ACTIVE[-1][name])
-    try:
-        # torch.fx itself turns every parameter that a layer looks up into a step of the graph.
-        with _maybe_revert_all_patches():
-            yield
-    finally:
-        for name, function in watched.items():
-            setattr(torch, name, function)
-
-
-def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        proxies: list[fx.Proxy] = []
-        fx.node.map_aggregate((args, kwargs), lambda v: proxies.append(v) if isinstance(v, fx.Proxy) else v)
-        if not proxies:
-            return function(*args, **kwargs)
-        return proxies[0].tracer.create_proxy("call_function", function, args, kwargs)
-
-    return call
-
-
-def _refused(name: str, why: str) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        raise NotExpressible(f"{name} {why}", line=_here(), hint="a network as data always gives the same answer")
-
-    return call
 
 
 def _check_state(model: nn.Module) -> None:
@@ -236,34 +216,6 @@ def _drop_assertions(graph: fx.Graph) -> None:
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return list(inspect.signature(function).parameters.values())
-
-
-def _is_owners(file: str) -> bool:
-    ours = file.startswith(str(__file__).rsplit("/", 1)[0] + "/")
-    return not ours and "/torch/" not in file and not file.startswith("<") and not file.endswith("contextlib.py")
-
-
-def _here() -> str | None:
-    """The innermost line of the owner's that is running now."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if _is_owners(frame.f_code.co_filename):
-            return _line(frame.f_code.co_filename, frame.f_lineno)
-        frame = frame.f_back
-    return None
-
-
-def _owners_line(trace: TracebackType | None) -> str | None:
-    found = None
-    while trace is not None:
-        if _is_owners(trace.tb_frame.f_code.co_filename):
-            found = _line(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
-        trace = trace.tb_next
-    return found
-
-
-def _line(file: str, number: int) -> str:
-    return f"{file}:{number}: {linecache.getline(file, number).strip()}".rstrip(": ")
 
 
 def _plainly(error: Exception) -> str:

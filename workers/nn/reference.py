@@ -81,6 +81,15 @@ def constants(path: Path) -> dict[str, list[int]]:
     return found
 
 
+def positive(path: Path) -> set[str]:
+    """Inputs of the ONNX graph that must be above zero: scales of quantization, and variances."""
+    import onnx as library
+
+    places = {"QuantizeLinear": 1, "DequantizeLinear": 1, "BatchNormalization": 4}
+    nodes = library.load(str(path)).graph.node
+    return {n.input[places[n.op_type]] for n in nodes if n.op_type in places and len(n.input) > places[n.op_type]}
+
+
 def opset(path: Path) -> int | None:
     """The version of ONNX's own operators that a file is written in."""
     import onnx as library

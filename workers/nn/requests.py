@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -33,6 +33,7 @@ class Plan:
     shapes: dict[str, tuple[int, ...]]
     below: int = HIGHEST[0]
     scalars: dict[str, int] = field(default_factory=dict)
+    positive: frozenset[str] = frozenset()
 
     def draw(self, rng: np.random.Generator, rows: int = 1) -> Request:
         """Random inputs of `rows` rows."""
@@ -44,6 +45,8 @@ class Plan:
             shape[tensor.batch_axis] *= rows
         if tensor.name in self.scalars:
             return np.full(shape, self.scalars[tensor.name], dtype)
+        if tensor.name in self.positive:
+            return rng.uniform(0.1, 2, shape).astype(dtype)
         if dtype.kind == "f":
             return rng.standard_normal(shape).astype(dtype)
         if dtype.kind == "b" or "mask" in tensor.name.lower():
@@ -64,12 +67,14 @@ def plan(
     symbols: Mapping[str, Sequence[str | None]] | None = None,
     constants: Mapping[str, Sequence[int]] | None = None,
     preferred: Mapping[str, Sequence[int]] | None = None,
+    positive: Collection[str] = (),
     seed: int = 0,
 ) -> Plan:
     """Shapes and values that the network runs on: as `said`, else the first that do, found by trying.
 
     symbols: names of dynamic sizes; equal names get equal sizes. constants: what the graph compares an integer input
-    with. preferred: shapes to try first. Raises Unprocessable where none is found, or what was said does not fit.
+    with. preferred: shapes to try first. positive: inputs that make no sense below zero. Raises Unprocessable where
+    none is found, or what was said does not fit.
     """
     check_shapes(signature, said)
     open_sizes = _open_sizes(signature, said or {}, symbols or {})
@@ -83,7 +88,7 @@ def plan(
             break
         sizes = dict(zip(open_sizes, chosen, strict=False))
         scalars = dict(zip([t.name for t in integers], chosen[len(open_sizes) :], strict=True))
-        found = Plan(signature, _shapes(signature, said or {}, open_sizes, sizes), below, scalars)
+        found = Plan(signature, _shapes(signature, said or {}, open_sizes, sizes), below, scalars, frozenset(positive))
         if sum(prod(s) for s in found.shapes.values()) * 4 > BYTES:
             continue
         try:

@@ -77,6 +77,7 @@ def _onnx(version: Version, path: Path, ctx: Context, said: Shapes | None, prefe
         symbols=reference.symbols(path),
         constants=reference.constants(path),
         preferred=preferred,
+        positive=reference.positive(path),
         seed=seed,
     )
     return Source(path, reference.opset(path), lambda requests: [ask(r) for r in requests], found)
@@ -94,7 +95,7 @@ def _torchscript(
         given = {f"{i}/{name}": array for i, r in enumerate(requests) for name, array in r.items()}
         np.savez(folder / "inputs.npz", **given)  # type: ignore[arg-type]  # numpy's stub: names of arrays
         sandbox.run(
-            "torchscript",
+            "workers.load.torchscript_export:export",
             folder,
             {
                 "file": "model.pt",

@@ -23,6 +23,7 @@ from workers.nn.predict import engine as asking
 from workers.nn.predict import sensible_batch
 from workers.nn.quality import answers, quality
 from workers.nn.requests import Array, Plan
+from workers.nn.settle import settle
 from workers.passes import Outcome
 from workers.passes._source import Source, open_source
 
@@ -39,15 +40,10 @@ def run(spec: ConvertSpec, ctx: Context) -> Outcome:
     data = ctx.dataset().fit_to(version.signature) if ctx.job.dataset else None
     rows = _rows(data, version)
     source = open_source(version, folder, ctx, spec.shapes, _preferred(rows, version), SEED)
-    engine_folder = ctx.folder("version")
     shapes = source.plan.shapes if _has_open_sizes(version) else {}
     max_batch = spec.max_batch if version.signature.batched else 1
-    built_for = runtime.build(
-        source.onnx,
-        engine_folder,
-        BuildOptions(precision=spec.precision, max_batch=max_batch, shapes=shapes),
-        lambda share, phase: ctx.progress(share, 1, phase=phase),
-    )
+    built_for, notes = _build(runtime, source, BuildOptions(spec.precision, max_batch, shapes), ctx)
+    engine_folder = ctx.scratch / "version"
     options = LoadOptions(threads=ctx.threads, instances=1, precision=spec.precision, max_batch=max_batch)
     engine = runtime.load(engine_folder, version.signature, options)
     try:
@@ -65,7 +61,7 @@ def run(spec: ConvertSpec, ctx: Context) -> Outcome:
         _draft(spec, version, source, data, built_for, max_batch, Metrics(
             quality=measured, latency=timed, parity=parity, layer_sparsity=version.metrics.layer_sparsity
         ), ctx),
-        _report(spec, version, source, parity, measured, timed),
+        _report(spec, version, source, parity, measured, timed, notes),
     )  # fmt: skip
 
 
@@ -92,6 +88,25 @@ def _runtime(spec: ConvertSpec, version: Version) -> Runtime:
             hint=f"choose {' or '.join(found.precisions)}",
         )
     return runtime
+
+
+def _build(runtime: Runtime, source: Source, options: BuildOptions, ctx: Context) -> tuple[dict[str, Any], list[str]]:
+    """Builds into scratch/version; where the graph is refused for ranks that depend on values, without those."""
+
+    def progress(share: float, phase: str) -> None:
+        ctx.progress(share, 1, phase=phase)
+
+    try:
+        return runtime.build(source.onnx, ctx.folder("version"), options, progress), []
+    except Unprocessable:
+        settled = ctx.scratch / "settled.onnx"
+        if not (count := settle(source.onnx, settled)):
+            raise
+    note = (
+        f"{count} conditional squeezes were taken for plain ones, which the runtime needs: "
+        "inputs for which they would not squeeze are refused."
+    )
+    return runtime.build(settled, ctx.folder("version"), options, progress), [note]
 
 
 def _rows(data: Data | None, version: Version) -> list[Array]:
@@ -182,12 +197,14 @@ def _report(
     parity: Parity,
     measured: Quality | None,
     timed: tuple[Latency, ...],
+    notes: list[str],
 ) -> dict[str, Any]:
     before = version.metrics.quality
     eager = {t.batch: t.p50_ms for t in version.metrics.latency if t.runtime == "torch"}
     notes = [
+        *notes,
         f"{spec.precision}: |engine - source| ÷ max(1, max |source|) stayed within {parity.max_rel_diff:.2g} over "
-        f"{parity.n} inputs; {parity.tolerance:g} is tolerated."
+        f"{parity.n} inputs; {parity.tolerance:g} is tolerated.",
     ]
     speed = {str(t.batch): round(eager[t.batch] / t.p50_ms, 2) for t in timed if t.batch in eager and t.p50_ms}
     notes += [f"At batch {b} the engine is slower than torch eager: {s:g}×." for b, s in speed.items() if s < 1]

@@ -1,4 +1,4 @@
-"""Small networks with the shapes and constants that channel pruning has to get right, each as its owner would write it."""
+"""Small networks with the shapes and constants that channel pruning has to get right."""
 
 import torch
 from torch import nn
