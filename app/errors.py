@@ -46,6 +46,7 @@ class Problem(Exception):
 
     status: ClassVar[int] = 500
     default_code: ClassVar[str] = "internal"
+    default_hint: ClassVar[str | None] = None
     retryable_by_default: ClassVar[bool] = False
 
     def __init__(
@@ -61,7 +62,7 @@ class Problem(Exception):
         super().__init__(detail)
         self.detail = detail
         self.code = code or self.default_code
-        self.hint = hint
+        self.hint = hint or self.default_hint
         self.errors = [dict(e) for e in errors]
         self.retryable = self.retryable_by_default if retryable is None else retryable
         self.headers = dict(headers or {})
@@ -168,14 +169,17 @@ class Unprocessable(Problem):
 
 class BadCheckpoint(Unprocessable):
     default_code = "bad_checkpoint"
+    default_hint = "upload .safetensors, a state_dict saved by torch.save, TorchScript, .onnx, or a Hugging Face folder"
 
 
 class BadArchitecture(Unprocessable):
     default_code = "bad_architecture"
+    default_hint = "enginesmith.export(model, example) of the client describes a network as this service takes it"
 
 
 class BadDataset(Unprocessable):
     default_code = "bad_dataset"
+    default_hint = "mend the file, then upload it again"
 
 
 class BadTensor(Unprocessable):

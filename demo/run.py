@@ -98,9 +98,7 @@ class Demo:
         rows = []
         for target in TARGETS:
             job = self.client.jobs.submit("convert", model=source.version.ref, target=target, dataset=dataset)
-            rows.append(
-                Row(self.job(f"convert {source.version.ref} to {target}", job), f"convert {source.version.ref}")
-            )
+            rows.append(Row(self.job(f"convert {source.version.ref} to {target}", job), "convert"))
         return rows
 
     def serve(self, engine: Version, arrays: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -117,7 +119,7 @@ class ResNet18(nn.Module):
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         self.stages = nn.ModuleList(
             nn.Sequential(BasicBlock(a, b, 1 if a == b else 2, "B"), BasicBlock(b, b, 1, "B"))
-            for a, b in zip(widths, widths[1:], strict=False)
+            for a, b in pairwise(widths)
         )
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(8 * width, 10)
@@ -250,7 +252,11 @@ class Splits(nn.Module):
         a, b, c = self.fc(x * self.scale).chunk(3, dim=-1)
         d, e = torch.split(a + b, [1, 1], dim=1)
         hidden = c.masked_fill(c < c.amax(1, keepdim=True), float("-inf"))
-        return {"gate": torch.sigmoid(d) * e, "weights": torch.softmax(hidden + 1e-3, -1), "sum": (a + torch.tensor(2.0)).sum(1)}
+        return {
+            "gate": torch.sigmoid(d) * e,
+            "weights": torch.softmax(hidden + 1e-3, -1),
+            "sum": (a + torch.tensor(2.0)).sum(1),
+        }
 
 
 class Tied(nn.Module):
@@ -272,7 +278,9 @@ class TwoInputs(nn.Module):
         self.a = nn.Linear(4, 8)
         self.b = nn.Linear(3, 8)
 
-    def forward(self, left: Tensor, right: Tensor, scale: float = 2.0, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, left: Tensor, right: Tensor, scale: float = 2.0, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         if left.dim() != 2:
             raise ValueError("two dimensions")
         x = self.a(left) * scale + self.b(right)

@@ -23,9 +23,9 @@ from app.embedded import answers, url_of
 from app.errors import NotFound, Problem
 from app.processes import Child
 from app.queue import NAMES, Queue
+from app.reaper import reap
 from app.settings import Settings
 from app.storage.catalog import Catalog
-from app.reaper import reap
 
 log = logging.getLogger("enginesmith.workers")
 STOP_S = 15.0

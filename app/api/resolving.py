@@ -170,7 +170,8 @@ def check_fits(version: Version, dataset: Dataset) -> None:
     taken = _row_shape(tensor.shape, tensor.batch_axis)
     if not any(_shapes_fit(shape, dataset.x_shape) for shape in taken):
         raise _mismatch(
-            f"{version.ref} takes rows of {_dims(taken[0])}, and those of {dataset.ref} are {_dims(dataset.x_shape)}",
+            f"{version.ref} takes rows of shape {_dims(taken[0])}, "
+            f"and those of {dataset.ref} are {_dims(dataset.x_shape)}",
             _layout_hint(taken[0], dataset.x_shape),
         )
     if _family(tensor.dtype) != _family(dataset.x_dtype):

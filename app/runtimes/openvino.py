@@ -78,6 +78,8 @@ def load(folder: Path, signature: Signature, options: LoadOptions) -> Engine:
         raise Internal(f"the engine does not load: {error.detail}", code="engine_broken") from error
     is_open = any(-1 in t.shape[1:] or (-1 in t.shape and not signature.batched) for t in signature.inputs)
     shapes = _Shapes(ov, ov.Core().read_model(str(folder / _MODEL))) if is_open else None
+    if shapes is not None and shapes.branches:
+        shapes = None  # a branch that is not taken need not fit, and shape inference looks into both
     return _Engine(ov, compiled, signature, max(1, options.instances), shapes)
 
 
@@ -88,6 +90,7 @@ class _Shapes:
     def __init__(self, ov: Any, model: Any) -> None:
         self._partial = ov.PartialShape
         self._model = model
+        self.branches = any(op.get_type_name() == "If" for op in model.get_ops())
         self._lock = threading.Lock()
         self._fit: dict[tuple[tuple[int, ...], ...], None] = {}
 

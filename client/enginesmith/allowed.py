@@ -158,6 +158,14 @@ def layer_names() -> Mapping[type[nn.Module], str]:
 
 
 @cache
+def reserved() -> frozenset[str]:
+    """Names that a module's path may not hold: torch keeps them for itself."""
+    from torch import fx, nn
+
+    return frozenset({*dir(nn.Module()), *dir(fx.GraphModule(nn.Module(), fx.Graph()))})
+
+
+@cache
 def dtypes() -> Mapping[str, Any]:
     """The dtypes that a graph may name."""
     import torch

@@ -39,6 +39,8 @@ def describe(module: fx.GraphModule) -> dict[str, Any]:
         nodes.append(_node(module, node))
         if node.op == "call_module":
             used.add(str(node.target))
+    if kept := next((p for p in used if allowed.reserved() & set(p.split("."))), None):
+        raise NotExpressible(f"the layer {kept!r} has a name that torch keeps for itself", hint="rename the attribute")
     modules = {path: _layer(module, path) for path in sorted(used, key=_order(module))}
     for node in module.graph.nodes:
         if node.op == "get_attr" and not _inside(str(node.target), used):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def trace(
     """
     tracer = _Tracer(inputs, examples)
     try:
-        with watched():
+        with _stateless(model), watched():
             graph = tracer.trace(model)
     except NotExpressible:
         raise
@@ -39,7 +40,6 @@ def trace(
             line=owners_line(error.__traceback__),
             hint=_CONTROL,
         ) from error
-    _check_state(model)
     _drop_assertions(graph)
     return graph, tracer.notes
 
@@ -169,10 +169,15 @@ def _run(tracer: _Tracer, node: fx.Node, place: int) -> Any:
             found: Any = tracer.root
             for part in str(node.target).split("."):
                 found = getattr(found, part)
-            return found
+            return found.clone()
         if node.op == "call_module":
+            # In eval mode: looking must not count batches.
             layer = tracer.root.get_submodule(str(node.target))
-            return type(layer).forward(layer, *args, **kwargs)
+            training, layer.training = layer.training, False
+            try:
+                return type(layer).forward(layer, *args, **kwargs)
+            finally:
+                layer.training = training
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
@@ -195,16 +200,33 @@ def _of_sizes(node: fx.Node) -> bool:
     return name.startswith(("operator.", "math.", "builtins.")) and all(_of_sizes(n) for n in node.all_input_nodes)
 
 
-def _check_state(model: nn.Module) -> None:
-    for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, fx.Proxy):
-                delattr(module, name)
-                raise NotExpressible(
-                    f"forward keeps a tensor in self.{name} of {path or type(module).__name__!r}",
-                    line=line_of(value.node),
-                    hint="a network as data keeps no state between calls: return it instead",
-                )
+@contextmanager
+def _stateless(model: nn.Module) -> Iterator[None]:
+    """Raises NotExpressible where forward kept something on a module, and takes it off again."""
+    tables = [
+        (path, module, table, dict(table))
+        for path, module in model.named_modules()
+        for table in (vars(module), module._buffers, module._parameters)
+    ]
+    kept: list[tuple[str, str, fx.Proxy]] = []
+    try:
+        yield
+    finally:
+        for path, module, table, before in tables:
+            for name, value in list(table.items()):
+                if isinstance(value, fx.Proxy):
+                    kept.append((path or type(module).__name__, name, value))
+                    if name in before:
+                        table[name] = before[name]
+                    else:
+                        del table[name]
+    if kept:
+        path, name, value = kept[0]
+        raise NotExpressible(
+            f"forward keeps a tensor in self.{name} of {path!r}",
+            line=line_of(value.node),
+            hint="a network as data keeps no state between calls: return it instead",
+        )
 
 
 def _drop_assertions(graph: fx.Graph) -> None:

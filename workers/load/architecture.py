@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from enginesmith import allowed
 from enginesmith import graph as form
 from enginesmith.export import export
 from safetensors.torch import load as load_bytes
@@ -80,7 +81,12 @@ def _normalised(net: Net, notes: list[str]) -> tuple[Net, tuple[str, ...]]:
     }
     positions = _parameters(net.module, len(names))
     try:
-        found = export(net.module, inputs, dynamic={p: dynamic[n] for p, n in zip(positions, names, strict=True)})
+        found = export(
+            net.module,
+            inputs,
+            names=names if all(allowed.IDENTIFIER.match(n) for n in names) else None,
+            dynamic={p: dynamic[n] for p, n in zip(positions, names, strict=True)},
+        )
         lost = next((n for n in found.notes if any(word in n for word in _LOSES)), None)
         if lost:
             raise form.NotExpressible(lost)

@@ -14,7 +14,6 @@ from typing import Any
 from enginesmith import allowed
 from enginesmith.graph import is_in_place
 from pydantic import ValidationError
-from torch import fx, nn
 
 from app.errors import BadArchitecture
 from workers.load.schema import GraphData, ModuleData, NodeData, problem
@@ -64,9 +63,8 @@ def _check_paths(graph: GraphData) -> None:
     for path in paths:
         if not allowed.PATH.match(path):
             raise BadArchitecture(f"the path {path[:100]!r} is no dotted name of letters, digits and underscores")
-        root = path.split(".", 1)[0]
-        if hasattr(nn.Module, root) or hasattr(fx.GraphModule, root) or root in ("training", "_graph", "_code"):
-            raise BadArchitecture(f"the path {path!r} begins with a name that torch keeps for itself")
+        if kept := next((part for part in path.split(".") if part in allowed.reserved()), None):
+            raise BadArchitecture(f"the path {path!r} holds the name {kept!r}, which torch keeps for itself")
     if len(set(paths)) != len(paths):
         raise BadArchitecture("a path names a module and a tensor at once")
     modules = set(graph.modules)
@@ -75,8 +73,6 @@ def _check_paths(graph: GraphData) -> None:
         above = next((".".join(parts[:n]) for n in range(1, len(parts)) if ".".join(parts[:n]) in modules), None)
         if above:
             raise BadArchitecture(f"the path {path!r} lies inside the layer {above!r}")
-        if any(hasattr(nn.Module, p) for p in parts):
-            raise BadArchitecture(f"the path {path!r} holds a name that torch keeps for itself")
     for name, other in graph.tied.items():
         if not allowed.PATH.match(name) or not allowed.PATH.match(other):
             raise BadArchitecture(f"the tie {name[:80]!r} → {other[:80]!r} names no tensors")

@@ -48,7 +48,7 @@ _HOSTILE = frozenset(
             "timeit",
         ),
         *("profile", "cProfile", "threading", "_thread", "signal", "http", "urllib", "requests", "ftplib", "smtplib"),
-        *("commands", "popen2", "imp", "zipimport"),
+        *("commands", "popen2", "imp", "zipimport", "io", "_io"),
     )
 )
 _BUILTINS = frozenset(
@@ -97,8 +97,10 @@ def named_globals(path: Path) -> set[str]:
             for _ in range(4):
                 found |= _globals(file)
             return found
-    except (ValueError, EOFError, IndexError, StopIteration, UnicodeDecodeError, zipfile.BadZipFile) as error:
-        raise BadCheckpoint(f"it is no complete checkpoint: {error}", hint="upload the file again, whole") from error
+    except (ValueError, EOFError, LookupError, StopIteration, MemoryError, OverflowError, zipfile.BadZipFile) as error:
+        raise BadCheckpoint(
+            f"it is no complete checkpoint: {error or type(error).__name__}", hint="upload the file again, whole"
+        ) from error
 
 
 def refuse_hostile(names: set[str]) -> None:

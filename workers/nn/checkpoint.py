@@ -27,6 +27,7 @@ class Checkpoints:
         order: torch.Generator,
         period_s: float = PERIOD_S,
     ) -> None:
+        """period_s: seconds between two saves at least; 0: every epoch is saved, whatever it costs."""
         self._ctx, self._order, self._period = ctx, order, period_s
         self._parts: dict[str, Any] = {"model": module, "optimizer": optimizer, "schedule": schedule}
         self._due = time.monotonic()  # the first epoch is kept at once
@@ -45,7 +46,7 @@ class Checkpoints:
         self._ctx.checkpoint(path, done["epochs"])
         path.unlink(missing_ok=True)
         now = time.monotonic()
-        self._due = now + max(self._period, (now - began) / SHARE)
+        self._due = now + (max(self._period, (now - began) / SHARE) if self._period else 0)
 
     def load(self) -> dict[str, Any] | None:
         """Puts back the newest state of an earlier attempt; returns its `done`. None: begin at the beginning."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,21 +21,26 @@ INPUTS, ALONE = 64, 8
 
 @dataclass
 class Worst:
-    """The largest difference so far."""
+    """The largest difference of every output so far, and the scale that it is measured on."""
 
-    absolute: float = 0.0
-    relative: float = 0.0
-    where: str = ""
+    apart: dict[str, float] = field(default_factory=dict)
+    scale: dict[str, float] = field(default_factory=dict)
+    where: dict[str, str] = field(default_factory=dict)
     same: int = 0
     compared: int = 0
 
     def add(self, engine: Mapping[str, Any], source: Mapping[str, Any], how: str) -> None:
         for name, wanted in source.items():
-            have = engine[name]
-            absolute, relative = difference(have, wanted)
-            if relative > self.relative or not self.where:
-                self.relative, self.where = relative, f"{name!r}, {how}"
-            self.absolute = max(self.absolute, absolute)
+            apart, scale = difference(engine[name], wanted)
+            if apart > self.apart.get(name, -1.0):
+                self.apart[name], self.where[name] = apart, how
+            self.scale[name] = max(self.scale.get(name, 1.0), scale)
+
+    def relative(self) -> tuple[float, str]:
+        """The largest |engine - source| ÷ max(1, max |source|) of any output, and where it was."""
+        found = {name: apart / self.scale[name] for name, apart in self.apart.items()}
+        name = max(found, key=lambda n: found[n])
+        return found[name], f"{name!r}, {self.where[name]}"
 
     def count(self, engine: npt.NDArray[Any], source: npt.NDArray[Any]) -> None:
         """How often both choose the same class."""
@@ -45,21 +50,20 @@ class Worst:
 
 
 def difference(engine: npt.NDArray[Any], source: npt.NDArray[Any]) -> tuple[float, float]:
-    """(max |engine - source|, the same ÷ max(1, max |source|)); for integers and text the share that differs, twice."""
+    """(max |engine - source|, max |source|); for integers and text the share that differs, and 1."""
     if engine.shape != source.shape:
-        return np.inf, np.inf
+        return np.inf, 1.0
     if not source.size:
-        return 0.0, 0.0
+        return 0.0, 1.0
     if source.dtype.kind not in "f":
-        share = float((engine != source).mean())
-        return share, share
+        return float((engine != source).mean()), 1.0
     have, wanted = engine.astype(np.float64), source.astype(np.float64)
     alike = (have == wanted) | (np.isnan(have) & np.isnan(wanted))  # infinities and NaN at the same places agree
-    if not np.isfinite(have[~alike]).all() or not np.isfinite(wanted[~alike]).all():
-        return np.inf, np.inf
-    apart = np.abs(have - wanted, where=~alike, out=np.zeros(have.shape))
     finite = np.abs(wanted[np.isfinite(wanted)])
-    return float(apart.max()), float(apart.max() / max(1.0, finite.max() if finite.size else 1.0))
+    scale = float(finite.max()) if finite.size else 1.0
+    if not np.isfinite(have[~alike]).all() or not np.isfinite(wanted[~alike]).all():
+        return np.inf, scale
+    return float(np.abs(have[~alike] - wanted[~alike]).max(initial=0.0)), scale
 
 
 def compare(
@@ -88,17 +92,18 @@ def compare(
     else:
         wanted_rows = answer(singles)
         _alone(engine, worst, singles, wanted_rows)
+    relative, where = worst.relative()
     found = Parity(
         n=len(singles),
-        max_abs_diff=min(worst.absolute, 1e300),
-        max_rel_diff=min(worst.relative, 1e300),
+        max_abs_diff=min(max(worst.apart.values()), 1e300),
+        max_rel_diff=min(relative, 1e300),
         tolerance=tolerance,
         agreed=worst.same / worst.compared if worst.compared else None,
     )
-    if not worst.relative <= tolerance:
+    if not relative <= tolerance:
         raise ParityError(
             "the engine disagrees with its source: |engine - source| ÷ max(1, max |source|) reaches "
-            f"{worst.relative:.3g} ({worst.where}) over {found.n} inputs, where {tolerance:g} is tolerated",
+            f"{relative:.3g} ({where}) over {found.n} inputs, where {tolerance:g} is tolerated",
             hint="choose a higher precision, or say a larger `tolerance` if the accuracy is what counts",
         )
     return found

@@ -182,6 +182,9 @@ def _channels(
         notes.append(_nothing(spec, found))
     elif found.left_alone:
         notes.append(f"Left alone: {'; '.join(f'{n} ({why})' for n, why in list(found.left_alone.items())[:20])}.")
+    odd = [n for n, left in found.after.items() if left % spec.round_to and not found.before[n] % spec.round_to]
+    if odd:
+        notes.append(f"No multiple of {spec.round_to}, because groups couple layers unevenly: {', '.join(odd[:20])}.")
     if found.removed and data is not None:
         layers = recalibrate(net.module, data.train, spec.seed, ctx.device)
         if layers:

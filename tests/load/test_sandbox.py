@@ -1,0 +1,130 @@
+"""The fences around a stranger's file, tried from inside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.errors import BadCheckpoint, Internal, Unprocessable
+from app.settings import Settings
+from workers.load import sandbox
+
+SETTINGS = Settings(sandbox_memory_bytes=2 * 2**30, sandbox_file_bytes=2**20, sandbox_cpu_s=20, threads=1)
+
+
+@pytest.fixture(autouse=True)
+def _tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+def run(task: str, folder: Path, settings: Settings = SETTINGS, **arguments: Any) -> dict[str, Any]:
+    return sandbox.run(f"tasks:{task}", folder / "scratch", arguments, settings)
+
+
+def test_what_a_hostile_file_could_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENGINESMITH_API_KEYS", "secret")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
+    (tmp_path / "secret").write_text("secret")
+    with socket.socket(socket.AF_UNIX) as unix, socket.create_server(("127.0.0.1", 0)) as tcp:
+        unix.bind(str(tmp_path / "socket"))
+        unix.listen()
+        found = run("attempts", tmp_path, outside=str(tmp_path), port=tcp.getsockname()[1])
+    level = found.pop("isolation")
+    assert found.pop("cwd") == str(tmp_path / "scratch")
+    assert found.pop("environment") == []
+    assert found.pop("write_inside")
+    if level == "none":
+        pytest.skip("this container allows neither namespaces nor Landlock")
+    assert not found["tcp"]
+    assert not found["http"]
+    if not _has_landlock():
+        pytest.skip("this kernel has no Landlock: the network is fenced off, files are not")
+    assert [what for what, succeeded in found.items() if succeeded] == []
+    assert not (tmp_path / "canary").exists()
+
+
+def _has_landlock() -> bool:
+    import ctypes
+
+    return int(ctypes.CDLL(None).syscall(444, None, 0, 1)) > 0
+
+
+def test_isolation_is_probed_once() -> None:
+    found = sandbox.isolation()
+    assert found in ("namespaces", "landlock", "none")
+    before = time.monotonic()
+    assert sandbox.isolation() == found
+    assert time.monotonic() - before < 0.01
+
+
+def test_answers_and_problems_cross_the_pipe(tmp_path: Path) -> None:
+    said = {"text": "ünïcode", "numbers": [1, 2.5, None]}
+    assert run("chatter", tmp_path, **said)["said"] == said
+    with pytest.raises(Unprocessable) as caught:
+        run("refuse", tmp_path)
+    assert (caught.value.code, caught.value.hint) == ("very_bad", "do better")
+    assert caught.value.errors == [{"loc": ["a"], "msg": "b"}]
+
+
+def test_a_crash_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(Unprocessable, match="SIGABRT") as caught:
+        run("abort", tmp_path)
+    assert not caught.value.retryable
+    with pytest.raises(Internal, match="exit code 3"):
+        run("leave", tmp_path)
+
+
+@pytest.mark.parametrize("task", ["hoard", "hoard_tensors"])
+def test_memory_is_limited(task: str, tmp_path: Path) -> None:
+    with pytest.raises(Unprocessable, match="memory") as caught:
+        run(task, tmp_path, bytes=3 * 2**30)
+    assert caught.value.code == "too_much_memory"
+    assert "ENGINESMITH_SANDBOX_MEMORY_BYTES" in str(caught.value.hint)
+
+
+def test_files_are_limited(tmp_path: Path) -> None:
+    with pytest.raises(BadCheckpoint, match="file larger"):
+        run("write", tmp_path, bytes=2**21)
+    with pytest.raises(BadCheckpoint, match="too large to be told"):
+        run("shout", tmp_path, bytes=sandbox.MAX_ANSWER)
+
+
+def test_time_is_limited(tmp_path: Path) -> None:
+    with pytest.raises(Unprocessable, match="1 seconds of CPU") as caught:
+        run("spin", tmp_path, Settings(sandbox_cpu_s=1))
+    assert caught.value.code == "too_slow"
+
+
+def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from app.settings import Settings; from workers.load import sandbox\n"
+        f"sandbox.run('tasks:sleep', Path({str(tmp_path)!r}), {{}}, Settings())"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    pid_file = tmp_path / "pid"
+    for _ in range(200):
+        if pid_file.exists() and pid_file.read_text():
+            break
+        time.sleep(0.05)
+    child = int(pid_file.read_text())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    for _ in range(100):
+        if not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]:
+            return
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the child outlived its parent")
+
+
+def test_this_side_knows_no_torch() -> None:
+    code = "import sys, workers.load.sandbox, workers.load.child; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0

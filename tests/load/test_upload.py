@@ -1,0 +1,355 @@
+"""Every uploaded format through the sandbox's task: what is stored, and what is refused by name."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from enginesmith import export
+from networks import NETWORKS, SimpleCNN
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
+from torch import nn
+
+from app.domain.records import Signature, Tensor
+from app.errors import BadArchitecture, BadCheckpoint, Problem, Unprocessable
+from workers import net
+from workers.load import upload
+
+IMAGE = {"inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1, 28, 28]}]}
+
+
+def load(folder: Path, content: bytes | Path, **arguments: Any) -> dict[str, Any]:
+    path = folder / "upload"
+    path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = upload.load(
+            folder, {"file": "upload", "max_files": 1000, "max_bytes": 2**28, "threads": 1, **arguments}
+        )
+    json.dumps(found, allow_nan=False)
+    return found
+
+
+def torch_bytes(content: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "vit", "text", "tied", "splits"])
+def test_what_the_client_exports_is_stored(name: str, tmp_path: Path) -> None:
+    kind, example = NETWORKS[name]
+    model = kind().eval()
+    exported = export(model, example)
+    found = load(tmp_path, exported.weights, architecture=exported.architecture, signature=exported.signature)
+    assert (found["format"], found["form"], found["trainable"], found["kind"]) == (
+        "torch",
+        "graph",
+        True,
+        "safetensors",
+    )
+    tensors = found["signature"]["outputs"]
+    assert [(t["name"], list(t["shape"])) for t in tensors] == [
+        (t["name"], t["shape"]) for t in exported.signature["outputs"]
+    ]
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["architecture.json", "model.safetensors"]
+    stored = json.loads((tmp_path / "out" / "architecture.json").read_text())
+    module = net.rebuild(stored, net.read_weights(tmp_path / "out" / "model.safetensors"))
+    with torch.no_grad():
+        one, two = net.flatten(model(*example))[0], net.flatten(module(*example))[0]
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_layer_sparsity_is_of_prunable_layers(tmp_path: Path) -> None:
+    model = SimpleCNN()
+    with torch.no_grad():
+        model.fc1.weight[:25] = 0
+    exported = export(model, torch.randn(1, 1, 28, 28))
+    found = load(tmp_path, exported.weights, architecture=exported.architecture, signature=exported.signature)
+    assert found["layer_sparsity"] == {"conv1": 0.0, "conv2": 0.0, "fc1": 0.5, "fc2": 0.0}
+    assert found["sparsity"] == pytest.approx(8000 / (250 + 5000 + 16000 + 500))
+
+
+def test_weights_alone_need_an_architecture_and_a_signature(tmp_path: Path) -> None:
+    state = torch_bytes({"state_dict": SimpleCNN().state_dict()})
+    with pytest.raises(BadArchitecture, match=r"conv1\.weight") as caught:
+        load(tmp_path, state)
+    assert caught.value.code == "architecture_missing"
+    assert "enginesmith.export" in str(caught.value.hint)
+    layers = [{"type": "Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 3}]
+    with pytest.raises(Unprocessable) as missing:
+        load(tmp_path, torch_bytes(nn.Sequential(nn.Conv2d(1, 2, 3)).state_dict()), architecture={"sequential": layers})
+    assert missing.value.code == "signature_missing"
+    for bad in ({}, {"code": "x"}, {"graph": {}, "sequential": []}, {"library": "os", "name": "system"}):
+        with pytest.raises(BadArchitecture):
+            load(tmp_path, state, architecture=bad, signature=IMAGE)
+
+
+def test_a_wrong_signature_says_what_happened(tmp_path: Path) -> None:
+    exported = export(SimpleCNN(), torch.randn(1, 1, 28, 28))
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"inputs": [{"name": "x", "shape": [-1, 3, 28, 28]}]}, r"does not run on x: float32 \[-1, 3, 28, 28\]"),
+        ({"inputs": [{"name": "x", "shape": [-1, 1, 28, 28]}, {"name": "y", "shape": [-1]}]}, "takes 1 inputs"),
+        (IMAGE | {"outputs": [{"name": "y", "shape": [-1, 7]}]}, r"\[-1, 10\], the signature says"),
+        ({"inputs": []}, "not well formed"),
+    ]
+    for signature, said in wrong:
+        with pytest.raises(Unprocessable, match=said):
+            load(tmp_path, exported.weights, architecture=exported.architecture, signature=signature)
+    with pytest.raises(Unprocessable, match="2 labels were given, and the network has 10 classes"):
+        load(tmp_path, exported.weights, architecture=exported.architecture, signature=IMAGE, labels=["a", "b"])
+
+
+def test_nan_weights_are_refused_by_name(tmp_path: Path) -> None:
+    model = SimpleCNN()
+    exported = export(model, torch.randn(1, 1, 28, 28))
+    state = {k: v.clone() for k, v in exported.state_dict.items()}
+    state["fc2.bias"][3] = float("nan")
+    save_file(state, tmp_path / "a")
+    with pytest.raises(BadCheckpoint, match=r"fc2\.bias"):
+        load(tmp_path, tmp_path / "a", architecture=exported.architecture, signature=IMAGE)
+
+
+def test_a_pickled_stack_and_a_single_layer_need_no_architecture(tmp_path: Path) -> None:
+    stack = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 26 * 26, 4))
+    found = load(tmp_path, torch_bytes(stack), signature=IMAGE)
+    assert found["form"] == "graph"
+    assert any("rebuilt from 4 layers" in note for note in found["notes"])
+    linear = load(tmp_path, torch_bytes(nn.Linear(5, 3)))
+    assert [list(t["shape"]) for t in linear["signature"]["inputs"]] == [[-1, 5]]
+    with pytest.raises(BadArchitecture, match=r"networks\.SimpleCNN, whose code is not run"):
+        load(tmp_path, torch_bytes(SimpleCNN()))
+
+
+def scripted(model: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(model.eval()), buffer)
+    return buffer.getvalue()
+
+
+def test_torchscript(tmp_path: Path) -> None:
+    program = scripted(SimpleCNN())
+    found = load(tmp_path, program, signature=IMAGE)
+    assert (found["format"], found["trainable"]) == ("torchscript", False)
+    assert found["signature"]["outputs"][0]["name"] == "logits"
+    assert (tmp_path / "out" / "model.pt").read_bytes() == program
+    with pytest.raises(Unprocessable, match=r"\(x: Tensor\)") as caught:
+        load(tmp_path, program)
+    assert caught.value.code == "signature_missing"
+    exported = export(SimpleCNN(), torch.randn(1, 1, 28, 28))
+    trainable = load(tmp_path, program, architecture=exported.architecture, signature=IMAGE)
+    assert (trainable["format"], trainable["trainable"]) == ("torch", True)
+    with pytest.raises(BadArchitecture, match="does not run on"):
+        load(tmp_path, program, signature={"inputs": [{"name": "x", "shape": [-1, 1, 30, 30]}]})
+
+
+def test_pt2_is_refused(tmp_path: Path) -> None:
+    program = torch.export.export(nn.Linear(2, 2), (torch.randn(1, 2),))
+    torch.export.save(program, tmp_path / "a.pt2")
+    with pytest.raises(BadCheckpoint) as caught:
+        load(tmp_path, tmp_path / "a.pt2")
+    assert caught.value.code == "pt2_refused"
+    assert "export" in str(caught.value.hint)
+
+
+# ONNX
+
+
+def model(**changes: Any) -> onnx.ModelProto:
+    weight = numpy_helper.from_array(np.array([[1, 0], [0, 2], [3, 0]], np.float32), "w")
+    nodes = changes.get("nodes") or [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        changes.get("inputs") or [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])],
+        [weight],
+    )
+    made = helper.make_model(graph, opset_imports=changes.get("opsets") or [helper.make_opsetid("", 17)])
+    made.ir_version = changes.get("ir", 8)
+    return made
+
+
+def test_onnx(tmp_path: Path) -> None:
+    found = load(tmp_path, model().SerializeToString())
+    tensor = {"name": "x", "dtype": "float32", "shape": (-1, 3), "batch_axis": 0}
+    assert found["signature"]["inputs"] == [tensor]
+    assert (found["format"], found["parameters"], found["trainable"]) == ("onnx", 6, False)
+    assert found["sparsity"] == 0.5
+    assert found["layer_sparsity"] == {"w": 0.5}
+    assert Signature.model_validate(found["signature"]).batched
+    listed = [helper.make_tensor_value_info(*a) for a in (("x", 1, [4, 3]), ("w", 1, [3, 2]))]
+    fixed = load(tmp_path, model(inputs=listed).SerializeToString())
+    assert [(t["name"], t["shape"], t["batch_axis"]) for t in fixed["signature"]["inputs"]] == [("x", (4, 3), None)]
+
+
+def external() -> onnx.ModelProto:
+    made = model()
+    tensor = made.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../etc/passwd")
+    return made
+
+
+def nan() -> onnx.ModelProto:
+    made = model()
+    made.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((3, 2), np.nan, np.float32), "w"))
+    return made
+
+
+def in_subgraph() -> onnx.ModelProto:
+    inner = helper.make_graph(
+        [helper.make_node("Spy", [], ["z"], domain="evil")], "i", [], [helper.make_tensor_value_info("z", 1, None)]
+    )
+    nodes = [
+        helper.make_node("If", ["c"], ["z"], then_branch=inner, else_branch=inner),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    return model(nodes=nodes, opsets=[helper.make_opsetid("", 17), helper.make_opsetid("evil", 1)])
+
+
+CUSTOM = [helper.make_opsetid("", 17), helper.make_opsetid("com.acme", 1)]
+BAD_ONNX: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
+    "external": (external, r"'w'.*etc/passwd.*external data"),
+    "nan": (nan, "'w' holds NaN"),
+    "opset": (lambda: model(opsets=[helper.make_opsetid("", 99)]), r"opset 99.*\d\d is known"),
+    "ir": (lambda: model(ir=99), "IR version 99"),
+    "custom": (
+        lambda: model(nodes=[helper.make_node("Warp", ["x", "w"], ["y"], domain="com.acme")], opsets=CUSTOM),
+        "com.acme::Warp",
+    ),
+    "unknown": (lambda: model(nodes=[helper.make_node("Warp", ["x", "w"], ["y"])]), "Warp"),
+    "subgraph": (in_subgraph, "evil::Spy"),
+    "unconnected": (lambda: model(nodes=[helper.make_node("MatMul", ["nobody", "w"], ["y"])]), "nobody"),
+    "attribute": (lambda: model(nodes=[helper.make_node("Conv", ["x", "w"], ["y"], group="a")]), "group|Conv"),
+    "rank": (lambda: model(nodes=[helper.make_node("Conv", ["x", "w"], ["y"])]), "Conv|refuses"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ONNX)
+def test_onnx_refused_by_name(name: str, tmp_path: Path) -> None:
+    make, said = BAD_ONNX[name]
+    with pytest.raises(Problem, match=said) as caught:
+        load(tmp_path, make().SerializeToString())
+    assert 400 <= caught.value.status < 500
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_onnx_sequences_are_refused(tmp_path: Path) -> None:
+    made = model()
+    made.graph.output[0].CopyFrom(helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None))
+    made.graph.node[0].CopyFrom(helper.make_node("SequenceConstruct", ["x"], ["y"]))
+    with pytest.raises(Unprocessable, match="sequence"):
+        load(tmp_path, made.SerializeToString())
+
+
+# Anything else
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00", b"PK\x03\x04", b"hello world" * 100, b"\x80\x04K\x01.", b"{}"])
+def test_what_is_no_checkpoint(content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(Problem) as caught:
+        load(tmp_path, content)
+    assert caught.value.hint
+    assert 400 <= caught.value.status < 500
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "legacy", "onnx", "torchscript", "folder"])
+def test_truncated_files(kind: str, tmp_path: Path) -> None:
+    whole = {
+        "safetensors": lambda: export(SimpleCNN(), torch.randn(1, 1, 28, 28)).weights,
+        "torch": lambda: torch_bytes(SimpleCNN().state_dict()),
+        "legacy": lambda: torch_bytes(SimpleCNN().state_dict(), _use_new_zipfile_serialization=False),
+        "onnx": lambda: model().SerializeToString(),
+        "torchscript": lambda: scripted(SimpleCNN()),
+        "folder": lambda: packed({"config.json": b"{}", "model.safetensors": b"x" * 5000}),
+    }[kind]()
+    for share in (0.02, 0.3, 0.6, 0.95):
+        with pytest.raises(Problem) as caught:
+            load(tmp_path, whole[: int(len(whole) * share)], signature=IMAGE)
+        assert 400 <= caught.value.status < 500
+
+
+def packed(files: dict[str, bytes], kind: str = "zip") -> bytes:
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+            for name, content in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+FOLDER = {"config.json": b"{}", "model.safetensors": b"x"}
+HOSTILE_ARCHIVES: dict[str, Callable[[], bytes]] = {
+    "zip above": lambda: packed(FOLDER | {"../evil": b"x"}),
+    "zip absolute": lambda: packed(FOLDER | {"/tmp/evil-enginesmith": b"x"}),
+    "tar above": lambda: packed(FOLDER | {"../../evil": b"x"}, "tar"),
+    "tar link": lambda: _tar_link(tarfile.SYMTYPE),
+    "tar hard link": lambda: _tar_link(tarfile.LNKTYPE),
+    "tar device": lambda: _tar_link(tarfile.CHRTYPE),
+    "bomb": lambda: packed(FOLDER | {"zeros": bytes(2**28 + 1)}),
+    "tar bomb": lambda: packed(FOLDER | {"zeros": bytes(2**28 + 1)}, "tar"),
+    "many": lambda: packed(FOLDER | {str(n): b"" for n in range(1200)}),
+}
+
+
+def _tar_link(kind: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in FOLDER.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = kind, "/etc/passwd"
+        tar.addfile(link)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", HOSTILE_ARCHIVES)
+def test_hostile_archives(name: str, tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    before = set(os.listdir(tmp_path))
+    with pytest.raises(Problem) as caught:
+        load(tmp_path / "inner", HOSTILE_ARCHIVES[name]())
+    assert caught.value.status in (413, 422)
+    assert set(os.listdir(tmp_path)) == before
+    assert not Path("/tmp/evil-enginesmith").exists()
+
+
+def test_examples_fit_their_signature() -> None:
+    signature = Signature(
+        inputs=(
+            Tensor(name="a", shape=(-1, 3, -1)),
+            Tensor(name="tokens", dtype="int64", shape=(-1, -1)),
+            Tensor(name="attention_mask", dtype="int64", shape=(-1, -1)),
+            Tensor(name="flag", dtype="bool", shape=(), batch_axis=None),
+        )
+    )
+    a, tokens, mask, flag = net.example(signature, nn.Sequential(nn.Embedding(7, 2)), batch=5, seed=3)
+    assert (a.shape, tokens.shape, flag.shape) == ((5, 3, 32), (5, 16), ())
+    assert int(tokens.max()) < 7
+    assert bool((mask == 1).all())
+    assert torch.equal(a, net.example(signature, None, batch=5, seed=3)[0])
