@@ -1,6 +1,6 @@
 """What the training loop costs over a bare PyTorch loop on the same data: rounds A B A B in one process, medians.
 
-    python benchmarks/train_overhead.py [--rounds 9] [--epochs 3] [--rows 3840] [--batch 64]
+    python benchmarks/train_overhead.py [--rounds 9] [--epochs 3] [--rows 3840] [--batch 64] [--fused]
 
 Both train the same SimpleCNN from the same weights on the same batches, and look at the validation split once an epoch.
 The bare loop is what one would type: no checkpoints, no progress, no history, no locks, no memory-mapped files.
@@ -63,11 +63,11 @@ class Silence:
         return None
 
 
-def bare(model: nn.Module, data: Data, plan: Training) -> None:
+def bare(model: nn.Module, data: Data, plan: Training, fused: bool) -> None:
     x, y = data.train.take(torch.arange(len(data.train)))
     x_val, y_val = data.val.take(torch.arange(len(data.val)))
     steps = -(-len(x) // plan.batch_size)
-    optimizer = torch.optim.SGD(model.parameters(), lr=plan.lr, momentum=plan.momentum)
+    optimizer = torch.optim.SGD(model.parameters(), lr=plan.lr, momentum=plan.momentum, fused=fused)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, plan.lr, total_steps=plan.epochs * steps)
     for _ in range(plan.epochs):
         model.train()
@@ -102,6 +102,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("rounds", 9), ("epochs", 3), ("rows", 3840), ("batch", 64), ("threads", 1)):
         asked.add_argument(f"--{name}", type=int, default=value)
+    asked.add_argument("--fused", action="store_true", help="the bare loop too uses the fused optimizer, as fit does")
     given = asked.parse_args()
     torch.set_num_threads(given.threads)
     plan = Training(epochs=given.epochs, batch_size=given.batch, lr=0.01)
@@ -115,7 +116,7 @@ def main() -> None:
                 model = SimpleCNN()
                 began = time.perf_counter()
                 if which == "bare":
-                    bare(model, data, plan)
+                    bare(model, data, plan, given.fused)
                 else:
                     fit(model, data, plan, Silence(folder))  # type: ignore[arg-type]
                 if turn >= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -22,7 +23,10 @@ _MAX_TRIES = 24
 def read(path: Path) -> torch.jit.ScriptModule:
     """The program, on the CPU, in eval mode. Raises BadCheckpoint."""
     try:
-        module: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+        # It works, and says on every call that it will go some day.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            module: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:
         raise BadCheckpoint(
             f"torch.jit.load cannot read it: {str(error).strip().splitlines()[0][:300]}",
@@ -34,7 +38,6 @@ def read(path: Path) -> torch.jit.ScriptModule:
 def observe(module: torch.jit.ScriptModule, said: Signature | None, notes: list[str]) -> Signature:
     """The signature of the program: inputs as said, outputs by running it. Raises Unprocessable, BadArchitecture."""
     arguments = _arguments(module)
-    said = said or _declared(arguments)
     if said is None:
         told = ", ".join(f"{name}: {kind}" for name, kind, _ in arguments)
         raise signature.missing(f"this TorchScript program takes ({told}), and")
@@ -58,17 +61,6 @@ def observe(module: torch.jit.ScriptModule, said: Signature | None, notes: list[
 def _arguments(module: torch.jit.ScriptModule) -> list[tuple[str, str, Any]]:
     schema = module._c._get_method("forward").schema
     return [(a.name, str(a.type), a.type) for a in schema.arguments[1:]]
-
-
-def _declared(arguments: list[tuple[str, str, Any]]) -> Signature | None:
-    """Where the program's own types carry sizes."""
-    inputs = []
-    for name, _, kind in arguments:
-        sizes = kind.sizes() if isinstance(kind, torch.TensorType) else None
-        if not sizes:
-            return None
-        inputs.append({"name": name, "shape": [-1, *sizes[1:]]})
-    return Signature.model_validate({"inputs": inputs}) if inputs else None
 
 
 def _tries(module: torch.jit.ScriptModule, arguments: list[tuple[str, str, Any]]) -> list[tuple[int, ...]]:
