@@ -132,9 +132,10 @@ class _Engine:
             if self._shapes is not None:
                 given = tuple(inputs[name].shape for name, _ in self._inputs)
                 self._shapes.check(given, [position for _, position in self._inputs])
-            for name, position in self._inputs:
-                # Shared memory: OpenVINO reads the caller's array and wants it writable and contiguous.
-                array = np.require(inputs[name], requirements=("C", "W"))
+            # Shared memory: OpenVINO reads the caller's arrays, wants them writable and contiguous, and holds no
+            # reference to them: a copy that was made for it must live until the run is over.
+            arrays = [np.require(inputs[name], requirements=("C", "W")) for name, _ in self._inputs]
+            for (_, position), array in zip(self._inputs, arrays, strict=True):
                 request.set_input_tensor(position, self._tensor(array, shared_memory=True))
             request.infer()
             # The request overwrites its outputs at the next run: the caller gets copies.

@@ -199,6 +199,23 @@ def test_the_caller_owns_what_it_gets(loaded: Loaded, tmp_path: Path) -> None:
     np.testing.assert_allclose(second, x @ W, rtol=1e-5, atol=1e-5)
 
 
+def test_inputs_that_have_to_be_copied_live_until_the_run_is_over(loaded: Loaded, tmp_path: Path) -> None:
+    names = ["a", "b", "c"]
+    engine = loaded(
+        *model_of(
+            tmp_path,
+            [helper.make_node("Sum", names, ["y"])],
+            [(name, F, ["n", 300]) for name in names],
+            [("y", F, ["n", 300])],
+        )
+    )
+    for _ in range(20):
+        rows = {name: rng.standard_normal((300, 64)).astype(np.float32).T for name in names}  # strided: copies are made
+        for array in rows.values():
+            array.flags.writeable = False
+        np.testing.assert_allclose(engine.infer(rows)["y"], sum(rows.values()), rtol=1e-5, atol=1e-5)
+
+
 def test_two_instances_from_many_threads(loaded: Loaded, tmp_path: Path) -> None:
     path, signature = gemm(tmp_path)
     engine = loaded(path, signature, LoadOptions(threads=1, instances=2))
