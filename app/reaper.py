@@ -41,6 +41,14 @@ def reap(catalog: Catalog, queue: Queue, settings: Settings) -> list[str]:
     return touched
 
 
+def bring_back_now(catalog: Catalog, queue: Queue, id: str, attempt: int) -> None:
+    """For a worker that has just seen the process of this attempt die: nobody need wait for the lease to expire."""
+    job = catalog.job(id)
+    if job.attempt == attempt and job.status in ("running", "cancelling"):
+        with contextlib.suppress(Stale):
+            _bring_back(catalog, queue, job)
+
+
 def _bring_back(catalog: Catalog, queue: Queue, job: Job) -> None:
     if job.status == "queued":
         log.warning("job %s was taken off the queue and never started: queued again", job.id)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from demo.service import StartFailed, service
-from demo.table import WIDTH, Row, results
+from demo.table import WIDTH, Row, busiest, results
 
 NAME = "digits"
 TARGETS = ("openvino", "onnxruntime")
@@ -152,6 +152,15 @@ def main() -> int:
             rows = Demo(client, console, folder).whole_road()
             # A terminal that is too narrow wraps the lines; nothing is cut off.
             Console(width=max(console.width, WIDTH)).print(results(rows, rows[0].version))
+            load, cores = busiest(rows), os.cpu_count() or 1
+            if load > cores * 1.25:
+                # torch eager suffers most from neighbours, which flatters the engines.
+                console.print(
+                    f"[yellow]![/] the machine was busy with other work (load {load:.1f} on {cores} cores): "
+                    "do not trust the speed-ups; run it again when it is idle",
+                    highlight=False,
+                    soft_wrap=True,
+                )
     except (EnginesmithError, StartFailed, DemoFailed) as error:
         # str() of an ApiError holds its detail, the fields and the hint.
         console.print(f"[red]✗[/] {escape(str(error))}", highlight=False, soft_wrap=True)

@@ -24,6 +24,11 @@ def latency(version: Version, batch: int) -> float | None:
     return float(found[0].p50_ms) if found else None
 
 
+def busiest(rows: list[Row]) -> float:
+    """The highest load (1 minute) that any latency was measured under."""
+    return max((float(m.load_1m) for row in rows for m in row.version.metrics.latency), default=0.0)
+
+
 def results(rows: list[Row], base: Version) -> Table:
     """rows in order; speed-up is over torch eager on `base` at the same batch."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left")

@@ -16,8 +16,14 @@ import redis
 from rq import Queue
 from rq.worker import SpawnWorker
 
+from app.errors import Problem
+from app.queue import Queue as Deliveries
+from app.reaper import bring_back_now
 from app.settings import Settings
+from app.storage.catalog import Catalog
 from app.storage.redis import LOST
+
+log = logging.getLogger("enginesmith.worker")
 
 
 class JobWorker(SpawnWorker):
@@ -33,6 +39,15 @@ class JobWorker(SpawnWorker):
             super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
         except LOST:
             raise SystemExit(0) from None
+
+    def handle_work_horse_killed(self, job: Any, *args: Any, **kwargs: Any) -> None:
+        """A process that died is seen here first. Where this fails, the lease expires and the reaper comes."""
+        id, attempt = job.args
+        log.warning("the process of job %s, attempt %d, ended without a word", id, attempt)
+        settings = Settings()
+        url = settings.redis_url or ""
+        with contextlib.suppress(Problem):
+            bring_back_now(Catalog.open(settings, url, patience_s=2), Deliveries(url), id, attempt)
 
     def maintain_heartbeats(self, *args: Any, **kwargs: Any) -> None:
         # Liveness is the lease's business; a Redis that is away must not part a worker from its job.

@@ -56,6 +56,7 @@ def export(
     from .tracing import trace
 
     model = _unwrapped(model)
+    _refuse_parametrized(model)
     given = _inputs(model, example, names)
     axes = {n: list((dynamic or {}).get(n, ())) if dynamic is not None else [0] for n in given}
     notes: list[str] = []
@@ -96,6 +97,17 @@ def _unwrapped(model: nn.Module) -> nn.Module:
             raise NotExpressible(f"a {type(model).__name__} is no torch.nn.Module")
         else:
             return model
+
+
+def _refuse_parametrized(model: nn.Module) -> None:
+    from torch.nn.utils.parametrize import is_parametrized
+
+    for path, module in model.named_modules():
+        if is_parametrized(module):
+            raise NotExpressible(
+                f"the layer {path!r} computes its weights in code (a parametrization, such as weight_norm)",
+                hint="make it plain first: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')",
+            )
 
 
 def _inputs(model: nn.Module, example: Any, names: Sequence[str] | None) -> dict[str, Any]:

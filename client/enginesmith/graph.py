@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import allowed
@@ -91,13 +92,14 @@ def line_of(node: fx.Node) -> str | None:
     trace = node.stack_trace
     if not trace:
         return None
-    frames = [f for f in trace.split("  File ") if f.strip() and "site-packages/torch/" not in f]
+    ours = ("/torch/", str(Path(__file__).parent))
+    frames = [f for f in trace.split("  File ") if f.strip() and not any(path in f for path in ours)]
     if not frames:
         return None
-    where, _, code = frames[-1].strip().partition("\n")
+    where, _, code = frames[-1].strip().removeprefix("File ").partition("\n")
     file, _, rest = where.partition(", line ")
-    number = rest.split(",")[0]
-    return f"{file.strip(chr(34))}:{number}: {code.strip().splitlines()[0] if code.strip() else ''}".rstrip(": ")
+    first = code.strip().splitlines()[0] if code.strip() else ""
+    return f"{file.strip(chr(34))}:{rest.split(',')[0]}: {first}".rstrip(": ")
 
 
 def _node(module: fx.GraphModule, node: fx.Node) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,6 +93,14 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in allowed.layer_names()
 
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        # Their own forward looks for shortcuts in the values of its tensors.
+        if type(m) in _STACKS:
+            forward = partial(_STACKS[type(m)], m)
+        return super().call_module(m, forward, args, kwargs)
+
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
@@ -157,6 +166,35 @@ class _Tracer(fx.Tracer):
             if known is node:
                 break
         return self.values[node][place]
+
+
+def _encoder(
+    stack: nn.TransformerEncoder,
+    src: Any,
+    mask: Any = None,
+    src_key_padding_mask: Any = None,
+    is_causal: bool | None = None,
+) -> Any:
+    for layer in stack.layers:
+        src = layer(
+            src,
+            src_mask=mask,
+            src_key_padding_mask=src_key_padding_mask,
+            is_causal=bool(is_causal) and mask is not None,
+        )
+    return src if stack.norm is None else stack.norm(src)
+
+
+def _decoder(stack: nn.TransformerDecoder, tgt: Any, memory: Any, *masks: Any, **named: Any) -> Any:
+    for layer in stack.layers:
+        tgt = layer(tgt, memory, *masks, **{k: v for k, v in named.items() if v is not None})
+    return tgt if stack.norm is None else stack.norm(tgt)
+
+
+_STACKS: dict[type[nn.Module], Callable[..., Any]] = {
+    nn.TransformerEncoder: _encoder,
+    nn.TransformerDecoder: _decoder,
+}
 
 
 def _run(tracer: _Tracer, node: fx.Node, place: int) -> Any:

@@ -7,6 +7,7 @@ import linecache
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import fx
 from torch.fx._symbolic_trace import _maybe_revert_all_patches
 
+from . import allowed
 from .graph import NotExpressible
 
 # Functions that make a tensor from sizes: torch.fx does not see them, since no argument of theirs is a tensor.
@@ -27,6 +29,8 @@ _ACTIVE: list[dict[str, Any]] = []
 @contextmanager
 def watched() -> Iterator[None]:
     """While tracing: functions that make tensors from sizes are recorded; randomness and custom autograd, refused."""
+    # Before anything is replaced: the tables hold the functions themselves.
+    allowed.function_names()
     originals = {name: getattr(torch, name) for name in (*_FACTORIES, *_RANDOM)}
     apply = torch.autograd.Function.__dict__.get("apply")
     for name in _FACTORIES:
@@ -83,8 +87,8 @@ def _refused(name: str, why: str) -> Callable[..., Any]:
 
 
 def _is_owners(file: str) -> bool:
-    ours = file.startswith(str(__file__).rsplit("/", 1)[0] + "/")
-    return not ours and "/torch/" not in file and not file.startswith("<") and not file.endswith("contextlib.py")
+    ours = file.startswith((str(Path(__file__).parent), "<frozen", "<eval_with_key>", "<string>"))
+    return not ours and "/torch/" not in file and not file.endswith("contextlib.py")
 
 
 def here() -> str | None:

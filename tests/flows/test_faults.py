@@ -25,7 +25,7 @@ def own(tmp_path_factory: pytest.TempPathFactory, digits: dict[str, np.ndarray])
     """A service of this module's own, whose workers may be killed."""
     service = start_service(tmp_path_factory.mktemp("faults"))
     with Client(service.url) as client:
-        client.datasets.push("digits", digits)
+        client.datasets.push("digits", {name: array[:600] for name, array in digits.items()})
         client.push(SimpleCNN(), "net", example=torch.zeros(1, 1, 28, 28), wait=True)
     yield service
     service.stop()

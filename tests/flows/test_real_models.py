@@ -145,6 +145,7 @@ def tensor(path: Path) -> np.ndarray:
     return onnx.numpy_helper.to_array(onnx.TensorProto.FromString(path.read_bytes()))
 
 
+@pytest.mark.slow  # tests/passes has the same, without the HTTP
 @pytest.mark.parametrize("target", TARGETS)
 def test_conformance_models_pass_or_are_refused_by_operator(client: Client, shared: Path, target: str) -> None:
     passed = []

@@ -28,7 +28,7 @@ _FS_EXECUTE, _FS_WRITE_FILE, _FS_READ_FILE, _FS_READ_DIR = 1 << 0, 1 << 1, 1 << 
 _FS_READ = _FS_EXECUTE | _FS_READ_FILE | _FS_READ_DIR
 _FS_WRITE = _FS_WRITE_FILE | sum(1 << n for n in range(4, 13))
 _FS_REFER, _FS_TRUNCATE = 1 << 13, 1 << 14
-_SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc", "/opt", "/nix/store", "/proc", "/sys", "/dev")
+_SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc", "/nix/store", "/proc", "/sys", "/dev")
 _NET_BIND_AND_CONNECT = 0b11
 _SCOPE_SOCKETS_AND_SIGNALS = 0b11
 
@@ -97,7 +97,7 @@ def _landlock(libc: ctypes.CDLL, folder: Path, readable: Sequence[Path]) -> bool
     try:
         for path, granted in _grants(folder, readable, rights):
             try:
-                handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                handle = os.open(path, os.O_PATH | os.O_CLOEXEC | (0 if path.name == "null" else os.O_DIRECTORY))
             except OSError:
                 continue
             try:
@@ -116,10 +116,9 @@ def _grants(folder: Path, readable: Sequence[Path], rights: int) -> Iterator[tup
     yield Path("/dev/null"), rights & (_FS_READ_FILE | _FS_WRITE_FILE | _FS_TRUNCATE)
     for name in _SYSTEM:
         yield Path(name), _FS_READ
-    for path in (*(Path(p) for p in (sys.prefix, sys.base_prefix, sys.exec_prefix)), *readable):
-        if path.is_dir():
-            # Above the scratch folder lie other people's files: their names may be seen there, not what is in them.
-            yield path, _FS_READ_DIR if folder.is_relative_to(path) else _FS_READ
+    for path in (*map(Path, (sys.prefix, sys.base_prefix, sys.exec_prefix, "/opt")), *readable):
+        # Above the scratch folder lie other people's files: their names may be seen there, not what is in them.
+        yield path, _FS_READ_DIR if folder.is_relative_to(path) else _FS_READ
 
 
 def _drop_capabilities(libc: ctypes.CDLL) -> None:

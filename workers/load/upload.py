@@ -16,6 +16,7 @@ from app.intake import checkpoint
 from workers import net
 from workers.load import architecture, huggingface, safetensors, sequential, signature, state_dict, torchscript
 from workers.load.state_dict import Weights
+from workers.nn.macs import macs
 
 ONNX, SCRIPT = "model.onnx", "model.pt"
 
@@ -107,6 +108,7 @@ def _network(found: net.Net, out: Path) -> dict[str, Any]:
         "format": "torch",
         "signature": found.signature.model_dump(),
         "parameters": net.parameters(found.module),
+        "macs": macs(found.module, net.example(found.signature, found.module, batch=1)),
         "sparsity": net.sparsity(found.module),
         "layer_sparsity": net.layer_sparsity(found.module),
         "trainable": True,
@@ -155,6 +157,7 @@ def _script(path: Path, out: Path, said: Signature | None, arguments: dict[str, 
 
 def _onnx(path: Path, out: Path, said: Signature | None, arguments: dict[str, Any]) -> dict[str, Any]:
     from workers.load import onnx
+    from workers.nn.macs import onnx_macs
 
     found = onnx.read(path, said, int(arguments.get("threads") or 1))
     notes = list(found.notes)
@@ -165,6 +168,7 @@ def _onnx(path: Path, out: Path, said: Signature | None, arguments: dict[str, An
         "format": "onnx",
         "signature": found.signature.model_dump(),
         "parameters": found.parameters,
+        "macs": onnx_macs(path),
         "sparsity": found.sparsity,
         "layer_sparsity": found.layer_sparsity,
         "trainable": False,

@@ -39,6 +39,7 @@ def run(spec: ImportSpec, ctx: Context) -> Outcome:
         "format": found["format"],
         "signature": found["signature"],
         "parameters": found["parameters"],
+        "macs": found.get("macs"),
         "sparsity": found["sparsity"],
         "metrics": {"layer_sparsity": found["layer_sparsity"]},
         "trainable": found["trainable"],
