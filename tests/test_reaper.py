@@ -6,9 +6,9 @@ import pytest
 
 from app.domain.records import Job, now
 from app.queue import Queue
+from app.reaper import reap
 from app.settings import Settings
 from app.storage.catalog import Catalog
-from app.reaper import reap
 
 
 @pytest.fixture
