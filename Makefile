@@ -19,7 +19,7 @@ WORKERS ?= 1
 help: ## lists the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## makes .venv with everything in it (instant when it is there already)
+setup: ## makes .venv with everything in it; instant when it is there already (TORCH_INDEX=, EXTRAS=vision)
 	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11" >&2; exit 2; }
 	@$(PYTHON) scripts/bootstrap.py
 
@@ -29,7 +29,7 @@ demo: setup ## the whole road on a real network in under 4 minutes: train, prune
 example: setup ## writes ./example: the files that the README's curl lines send
 	@$(BIN)/python -m demo.example
 
-serve: setup ## runs the service at http://$(HOST):$(PORT), data kept in ./$(DATA)
+serve: setup ## runs the service at http://127.0.0.1:8000, data kept in ./data (others: PORT=, HOST=, DATA=, WORKERS=)
 	@$(BIN)/enginesmith serve --host $(HOST) --port $(PORT) --data $(DATA) --workers $(WORKERS)
 
 test: setup lint types ## what every change must pass

@@ -59,10 +59,18 @@ class EmbeddedStore:
         self._lock: IO[str] | None = None
 
     def start(self) -> str:
-        """Gives the URL once it answers. Raises Conflict when another process owns the folder, Internal."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = (self.folder / "owner.lock").open("a+")
+        """Gives the URL once it answers. Raises Conflict for a folder that cannot be written or has another owner,
+        Internal."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = (self.folder / "owner.lock").open("a+")
+        except OSError as error:
+            raise Conflict(
+                f"the data folder {self.folder.parent} cannot be used: {error.strerror or error}",
+                code="data_unusable",
+                hint="name a folder that can be written with --data",
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -40,13 +40,14 @@ MEDIA_TYPE = "application/problem+json"
 class Problem(Exception):
     """An error that a person or a program can act on.
 
-    detail: what is wrong, with the figures. code: a stable word for programs. hint: what to do about it.
+    detail: what is wrong, with the figures. code: a stable word for programs. hint: what to do about it; that of the
+    class unless there is a better one.
     errors: for a body that fails validation, `[{"loc": [...], "msg": "..."}]`. retryable: the same again may succeed.
     """
 
     status: ClassVar[int] = 500
     default_code: ClassVar[str] = "internal"
-    default_hint: ClassVar[str | None] = None
+    default_hint: ClassVar[str] = "the service's log says more"
     retryable_by_default: ClassVar[bool] = False
 
     def __init__(
@@ -75,12 +76,11 @@ class Problem(Exception):
             "status": self.status,
             "detail": self.detail,
             "code": self.code,
+            "hint": self.hint,
             "retryable": self.retryable,
         }
         if instance:
             found["instance"] = instance
-        if self.hint:
-            found["hint"] = self.hint
         if self.errors:
             found["errors"] = self.errors
         return found
@@ -115,56 +115,67 @@ def _tree(kind: type[Problem]) -> list[type[Problem]]:
 class BadRequest(Problem):
     status = 400
     default_code = "bad_request"
+    default_hint = "send the body in the form that its Content-Type names; /docs has examples"
 
 
 class Unauthorized(Problem):
     status = 401
     default_code = "unauthorized"
+    default_hint = "send a key that the service knows, as Authorization: Bearer KEY"
 
 
 class Forbidden(Problem):
     status = 403
     default_code = "forbidden"
+    default_hint = "use a key with the scope, or have this one's scopes widened"
 
 
 class NotFound(Problem):
     status = 404
     default_code = "not_found"
+    default_hint = "/docs lists what there is, and the lists under /v1 name what exists"
 
 
 class MethodNotAllowed(Problem):
     status = 405
     default_code = "method_not_allowed"
+    default_hint = "the header Allow names the methods that are possible"
 
 
 class NotAcceptable(Problem):
     status = 406
     default_code = "not_acceptable"
+    default_hint = "Accept: application/json"
 
 
 class Conflict(Problem):
     status = 409
     default_code = "conflict"
+    default_hint = "look at how it stands now, with GET, and ask for what that allows"
 
 
 class TooLarge(Problem):
     status = 413
     default_code = "too_large"
+    default_hint = "send less at a time"
 
 
 class UnsupportedMedia(Problem):
     status = 415
     default_code = "unsupported_media"
+    default_hint = "/docs lists the kinds of body that are taken"
 
 
 class RangeNotSatisfiable(Problem):
     status = 416
     default_code = "range_not_satisfiable"
+    default_hint = "ask for bytes within the file, or leave Range out"
 
 
 class Unprocessable(Problem):
     status = 422
     default_code = "invalid"
+    default_hint = "/docs has every field with its bounds and an example"
 
 
 class BadCheckpoint(Unprocessable):
@@ -184,17 +195,20 @@ class BadDataset(Unprocessable):
 
 class BadTensor(Unprocessable):
     default_code = "bad_tensor"
+    default_hint = "GET /v1/models/{name}/versions/{n} shows the `signature`: names, dtypes and shapes"
 
 
 class Overloaded(Problem):
     status = 429
     default_code = "overloaded"
+    default_hint = "try again after the seconds that Retry-After names"
     retryable_by_default = True
 
 
 class Internal(Problem):
     status = 500
     default_code = "internal"
+    default_hint = "try again; if it happens again, the service's log says more"
 
 
 class ParityError(Internal):
@@ -209,16 +223,19 @@ class WorkerLost(Internal):
 class Unavailable(Problem):
     status = 503
     default_code = "unavailable"
+    default_hint = "try again in a few seconds; GET /healthz/ready says what is missing"
     retryable_by_default = True
 
 
 class DeadlineExceeded(Problem):
     status = 504
     default_code = "deadline_exceeded"
+    default_hint = "try again, or allow more time with X-Timeout-Ms"
     retryable_by_default = True
 
 
 class InsufficientStorage(Problem):
     status = 507
     default_code = "insufficient_storage"
+    default_hint = "free some space, then try again"
     retryable_by_default = True

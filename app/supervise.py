@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import shutil
 import signal
 import socket
 import time
 import urllib.request
 from types import FrameType
 
-from app.embedded import EmbeddedStore
+from app.embedded import EmbeddedStore, answers
 from app.errors import Conflict, Internal
 from app.processes import Child
 from app.settings import Settings
@@ -30,12 +31,16 @@ def serve(settings: Settings, workers: int) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    _check_redis_url(settings)
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
     store = None if settings.redis_url else EmbeddedStore(settings.data)
     children: list[Child] = []
     try:
         redis_url = settings.redis_url or (store.start() if store else "")
+        if store:  # this data folder is ours alone: what lies there was left by an app that was killed
+            for left in settings.scratch.glob("dataset-*"):
+                shutil.rmtree(left, ignore_errors=True)
         environ = settings.model_copy(
             update={"redis_url": redis_url, "port": port, "data": settings.data.absolute()}
         ).environ()
@@ -81,6 +86,17 @@ def check_host(settings: Settings) -> None:
             code="no_keys",
             hint="set ENGINESMITH_API_KEYS, or use --host 127.0.0.1",
         )
+
+
+def _check_redis_url(settings: Settings) -> None:
+    """Raises Conflict for a URL that no server can have. Where none answers yet, the app and the workers wait."""
+    try:
+        if settings.redis_url:
+            answers(settings.redis_url)
+    except ValueError as error:
+        raise Conflict(
+            f"ENGINESMITH_REDIS_URL is wrong: {error}", code="bad_redis_url", hint="redis://host:6379"
+        ) from None
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -123,6 +123,9 @@ def install(python: Path) -> None:
     pip(python, TORCH, *(["--index-url", index] if index else []))
     say("Enginesmith with what its app, its workers and its tests need")
     pip(python, "--editable", f"{ROOT}[worker,dev]")
+    # The editable install alone is found last: beside a clone called enginesmith, that folder would be taken for it.
+    packages = python.parent.parent / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
+    (packages / "enginesmith-client.pth").write_text(f"{ROOT / 'client'}\n")
     for extra in os.environ.get("EXTRAS", "").replace(",", " ").split():
         if extra not in EXTRAS:
             raise LookupError(f"EXTRAS knows {', '.join(EXTRAS)}, not {extra}")

@@ -45,6 +45,7 @@ def problem(answer: httpx.Response, status: int, code: str | None = None) -> dic
     assert body["type"].startswith("urn:enginesmith:problem:")
     assert body["title"]
     assert body["detail"]
+    assert body["hint"]
     if code:
         assert body["code"] == code, body
     return body

@@ -29,6 +29,13 @@ def test_a_folder_has_one_owner(tmp_path: Path) -> None:
     store.stop()
 
 
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Conflict, match="cannot be used") as refused:
+        EmbeddedStore(tmp_path / "file" / "data").start()
+    assert "--data" in refused.value.hint
+
+
 def test_a_server_left_behind_is_taken_over(tmp_path: Path) -> None:
     left = EmbeddedStore(tmp_path)
     left.start()

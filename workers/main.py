@@ -146,6 +146,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--queues takes {', '.join(NAMES)}, not {given.queues!r}")
     if given.count < 1:
         parser.error("--count must be at least 1")
-    settings = Settings(**({"data": given.data} if given.data else {}))
+    try:
+        settings = Settings(**({"data": given.data} if given.data else {}))
+        answers(settings.redis_url or url_of(settings.data))  # a URL of no kind that Redis knows is a ValueError
+    except ValueError as error:
+        parser.error(f"the settings are wrong: {error}")
     logging.basicConfig(stream=sys.stderr, level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
     return work(settings, queues, given.count)

@@ -36,6 +36,12 @@ def parse_keys(text: str | None) -> tuple[Key, ...]:
         key, equals, scopes = part.rpartition("=")
         if not equals or not scopes:  # a key that ends in "=", as base64 does, has no scopes behind it
             key, scopes = part, "admin+predict+write"
+        if key in SCOPES:  # "KEY=predict,write" would make a key of the word "write", with every scope
+            raise Unprocessable(
+                f"ENGINESMITH_API_KEYS has the key {key!r}, which is the name of a scope",
+                code="bad_keys",
+                hint="commas part keys, and plus signs scopes: KEY=predict+write",
+            )
         named = frozenset(scopes.split("+"))
         if unknown := named - SCOPES:
             raise Unprocessable(

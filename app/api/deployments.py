@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app import runtimes
 from app.api.body import Json, checked, read_json
+from app.api.examples import headers, json_body
 from app.api.paging import Cursor, Limit, page
 from app.api.waiting import applied, preferred_wait
 from app.deps import TheCatalog, TheSettings, fleet
@@ -52,24 +53,18 @@ class Wanted(BaseModel):
     force: bool = Field(False, strict=True, description="deploy a version whose verdict is rejected or unproven")
 
 
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": Wanted.model_json_schema(),
-                "examples": {
-                    "plain": {"value": {"model": "digits@5"}},
-                    "tuned": {"value": {"model": "digits@5", "instances": 2, "max_batch": 32, "max_queue": 256}},
-                    "canary": {"value": {"model": "digits@5", "canary": {"model": "digits@6", "percent": 5}}},
-                },
-            }
-        },
-    }
+_EXAMPLES = {
+    "plain": {"model": "digits@5"},
+    "tuned": {"model": "digits@5", "instances": 2, "max_batch": 32, "max_queue": 256},
+    "canary": {"model": "digits@5", "canary": {"model": "digits@6", "percent": 5}},
 }
 
 
-@router.put("/v1/deployments/{name}", openapi_extra=_BODY, responses={201: {"description": "made"}})
+@router.put(
+    "/v1/deployments/{name}",
+    openapi_extra=json_body(Wanted, _EXAMPLES) | headers("Prefer"),
+    responses={201: {"description": "made"}},
+)
 async def put_deployment(name: Named, request: Request, catalog: TheCatalog, settings: TheSettings) -> Response:
     """Wants a version under a name: it is loaded and warmed aside, then swapped in, and no request is lost.
 
@@ -113,7 +108,7 @@ async def delete_deployment(name: Named, request: Request, catalog: TheCatalog) 
     return Response(status_code=204)
 
 
-@router.post("/v1/deployments/{name}/rollback")
+@router.post("/v1/deployments/{name}/rollback", openapi_extra=headers("Prefer"))
 async def rollback(name: Named, request: Request, catalog: TheCatalog, settings: TheSettings) -> Response:
     """Back to the version before. A second rollback goes forth again."""
     deployment = await asyncio.to_thread(_roll_back, catalog, name)
@@ -131,8 +126,8 @@ async def _answer(
         if view["status"] in ("ready", "failed") or time.monotonic() >= until or await request.is_disconnected():
             break
         await asyncio.sleep(0.1)
-    headers = {"Location": f"/v1/deployments/{deployment.name}"} | applied(seconds)
-    return Json(view, status, headers)
+    told = {"Location": f"/v1/deployments/{deployment.name}"} | applied(seconds)
+    return Json(view, status, told)
 
 
 def _want(catalog: Catalog, name: str, asked: Wanted) -> tuple[Deployment, bool]:

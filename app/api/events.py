@@ -12,7 +12,7 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
-from app.api.examples import problems
+from app.api.examples import headers, problems
 from app.deps import TheCatalog
 from app.domain.records import ENDED
 from app.errors import Unavailable
@@ -37,6 +37,8 @@ _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         204: {"description": "the job has ended, and all its events were seen"},
         **problems(404),
     },
+    response_class=Response,
+    openapi_extra=headers("Last-Event-ID"),
 )
 async def events(id: str, request: Request, catalog: TheCatalog) -> Response:
     after = request.headers.get("last-event-id") or request.query_params.get("last_event_id") or "0"

@@ -8,7 +8,7 @@ from pydantic import BaseModel, TypeAdapter
 
 PROBLEM_SCHEMA: dict[str, Any] = {
     "type": "object",
-    "required": ["type", "title", "status", "detail", "code", "instance"],
+    "required": ["type", "title", "status", "detail", "code", "hint", "instance"],
     "properties": {
         "type": {"type": "string"},
         "title": {"type": "string"},
@@ -52,6 +52,26 @@ _TOLD = {
     503: "a part is not there",
     507: "the disk is full",
 }
+
+
+_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
+    "Prefer": (
+        {"type": "string", "examples": ["wait=30"]},
+        "`wait=N`: seconds to hold the answer for its end, at most 60",
+    ),
+    "Idempotency-Key": (
+        {"type": "string", "minLength": 1, "maxLength": 255},
+        "the same key and body gives the same job; the same key with another body is a 409",
+    ),
+    "Range": ({"type": "string", "examples": ["bytes=0-1023"]}, "one range of bytes; the answer is 206"),
+    "Last-Event-ID": ({"type": "string"}, "the `id` of the last event seen: goes on after it"),
+}
+
+
+def headers(*names: str) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads these headers itself."""
+    told = ((name, *_HEADERS[name]) for name in names)
+    return {"parameters": [{"name": n, "in": "header", "schema": s, "description": d} for n, s, d in told]}
 
 
 def json_body(model: type[BaseModel] | TypeAdapter[Any], examples: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 
 from app.api.body import Json
 from app.deps import fleet
@@ -13,12 +13,14 @@ from app.observe import METRICS_TYPE, exposition
 router = APIRouter(tags=["health"])
 
 
+@router.head("/healthz/live", include_in_schema=False)
 @router.get("/healthz/live")
 async def live() -> Response:
     """200 as long as the event loop turns."""
     return Json({"status": "live"})
 
 
+@router.head("/healthz/ready", include_in_schema=False)
 @router.get("/healthz/ready", responses={503: {"description": "something is missing; the body says what"}})
 async def ready(request: Request) -> Response:
     """200 only when every deployment wanted is served by this replica, as wanted, and Redis answers."""
@@ -33,7 +35,7 @@ async def ready(request: Request) -> Response:
     return Json({"status": "ready", "redis": True, "deployments": the_fleet.names()})
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus' text form: requests of the service, and deployments under Triton's names."""
     return Response(exposition() + fleet(request).exposition().encode(), media_type=METRICS_TYPE)

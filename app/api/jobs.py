@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from app.api.body import Json, checked_by, read_json
-from app.api.examples import json_body, problems
+from app.api.examples import headers, json_body, problems
 from app.api.paging import Cursor, Limit, page
 from app.api.resolving import resolve
 from app.api.submitting import accepted, fingerprint, new_job_id, submit_once
@@ -38,7 +38,7 @@ _EXAMPLES = {
     status_code=202,
     summary="Submit a job",
     responses=problems(400, 404, 409, 415, 422),
-    openapi_extra=json_body(SUBMITTABLE, _EXAMPLES),
+    openapi_extra=json_body(SUBMITTABLE, _EXAMPLES) | headers("Prefer", "Idempotency-Key"),
 )
 async def submit(request: Request, settings: TheSettings, catalog: TheCatalog, queue: TheQueue) -> Response:
     body = await read_json(request)
@@ -100,14 +100,23 @@ def list_jobs(
     return page([job_json(job) for job in found], following)
 
 
-@router.get("/v1/jobs/{id}", summary="One job; waits for its end if asked to", responses=problems(404))
+@router.get(
+    "/v1/jobs/{id}",
+    summary="One job; waits for its end if asked to",
+    responses=problems(404),
+    openapi_extra=headers("Prefer"),
+)
 async def get_job(id: str, request: Request, catalog: TheCatalog) -> Response:
     seconds = preferred_wait(request.headers)
     job = await ended_or(catalog, id, seconds, request)
     return Json(job_json(job), headers=applied(seconds))
 
 
-@router.post("/v1/jobs/{id}/cancel", summary="Stop a job within seconds", responses=problems(404, 409))
+@router.post(
+    "/v1/jobs/{id}/cancel",
+    summary="Stop a job within seconds",
+    responses={202: {"description": "it was running, and is being stopped"}, **problems(404, 409)},
+)
 def cancel(id: str, catalog: TheCatalog, queue: TheQueue, artifacts: TheArtifacts) -> Response:
     for _ in range(5):
         job = catalog.job(id)
@@ -136,6 +145,7 @@ def cancel(id: str, catalog: TheCatalog, queue: TheQueue, artifacts: TheArtifact
     summary="Run a failed or cancelled job again",
     description="The same job, queued again with its next attempt; training goes on from its last checkpoint.",
     responses=problems(404, 409),
+    openapi_extra=headers("Prefer", "Idempotency-Key"),
 )
 async def retry(
     id: str,

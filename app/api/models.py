@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.body import Json, checked, parse_json
-from app.api.examples import problems, upload_body
+from app.api.examples import headers, problems, upload_body
 from app.api.files import file_response
 from app.api.manifest import ModelManifest, check_architecture
 from app.api.paging import Cursor, Limit, page
@@ -56,7 +56,7 @@ _UPLOADS: dict[str, Any] = {
     status_code=202,
     summary="Upload a checkpoint; a job of kind import loads it safely",
     responses=problems(400, 409, 413, 415, 422, 507),
-    openapi_extra=upload_body(ModelManifest, "the checkpoint", _UPLOADS),
+    openapi_extra=upload_body(ModelManifest, "the checkpoint", _UPLOADS) | headers("Prefer", "Idempotency-Key"),
 )
 async def upload(
     request: Request, settings: TheSettings, artifacts: TheArtifacts, catalog: TheCatalog, queue: TheQueue
@@ -259,7 +259,13 @@ def delete_version(name: str, version: int, catalog: TheCatalog, artifacts: TheA
 @router.get(
     "/v1/models/{name}/versions/{version}/files/{path:path}",
     summary="Download a file of a version; ranges work",
-    responses=problems(404, 416),
+    response_class=Response,
+    responses={
+        200: {"description": "the file", "content": {"application/octet-stream": {}}},
+        206: {"description": "the range asked for", "content": {"application/octet-stream": {}}},
+        **problems(404, 416),
+    },
+    openapi_extra=headers("Range"),
 )
 async def download(
     name: str, version: int, path: str, request: Request, catalog: TheCatalog, artifacts: TheArtifacts
@@ -277,6 +283,7 @@ async def download(
 @router.head(
     "/v1/models/{name}/versions/{version}/files/{path:path}",
     summary="The same without its bytes",
+    response_class=Response,
     responses=problems(404),
 )
 async def look_at_file(

@@ -71,7 +71,8 @@ def invalid(errors: Sequence[Mapping[str, Any]], where: str = "the request") -> 
     place = ".".join(str(p) for p in first["loc"])
     more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
     detail = f"{place}: {first['msg']}{more}" if place else f"{where}: {first['msg']}{more}"
-    return Unprocessable(detail, errors=told[:50])
+    hint = "mend the fields that `errors` names; /docs shows what each takes"
+    return Unprocessable(detail, errors=told[:50], hint=hint)
 
 
 def told_errors(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

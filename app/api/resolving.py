@@ -50,6 +50,7 @@ def resolve(spec: Spec, catalog: Catalog) -> Resolved:
                 code="not_quantized",
                 hint="run a job of kind 'quantize' for this target first, then convert what it makes",
             )
+        _check_shapes_named(spec, version)
         _check_target(spec, workers)
     return Resolved(stored, version.ref, dataset.ref if dataset else None, choose_queue(spec, workers))
 
@@ -135,6 +136,17 @@ def _check_layers(layers: list[str], version: Version) -> None:
                 if layer in missing
             ][:50],
         )
+
+
+def _check_shapes_named(spec: ConvertSpec, version: Version) -> None:
+    known = [t.name for t in version.signature.inputs]
+    for name in spec.shapes or {}:
+        if name not in known:
+            raise Unprocessable(
+                f"`shapes` names the input {name!r}, and {version.ref} has {', '.join(map(repr, known))}",
+                code="bad_shapes",
+                errors=[{"loc": ["shapes", name], "msg": "there is no such input"}],
+            )
 
 
 def _check_target(spec: ConvertSpec, workers: list[dict[str, Any]]) -> None:

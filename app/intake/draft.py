@@ -76,7 +76,7 @@ def describe(found: Rows, given: Intake) -> dict[str, Any]:
         index = f"{split}_rows.npy" if split in cut else None
         count = len(cut[split]) if split in cut else len(targets[split])
         described[split] = {"rows": count, "x": x_file(source), "y": y_file(source), "index": index}
-    note = splits.told(dict(cut), has_val=has_val, has_test=has_test)
+    note = splits.told(dict(cut), by_class=classes is not None, has_val=has_val, has_test=has_test)
     return {
         "kind": manifest.kind,
         "x_shape": found.x_shape,

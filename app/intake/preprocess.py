@@ -13,6 +13,7 @@ from app.errors import BadTensor
 
 LARGEST_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")  # of Pillow's many parsers, those that people train with
+_SMALLER = "make it smaller first"
 Side = Annotated[int, Field(ge=1, le=8192)]
 
 
@@ -87,14 +88,16 @@ def decode(data: bytes, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > LARGEST_PIXELS:
-                raise BadTensor(f"the image has {width}×{height} pixels; at most {LARGEST_PIXELS} are decoded")
+                raise BadTensor(
+                    f"the image has {width}×{height} pixels; at most {LARGEST_PIXELS} are decoded", hint=_SMALLER
+                )
             if image.mode.startswith(("I", "F")):
                 raise BadTensor("the image has more than 8 bits a channel", hint="convert it to 8 bits, or send arrays")
             picture = image.convert("L" if preprocess.channels == 1 else "RGB")
     except BadTensor:
         raise
     except Image.DecompressionBombError:
-        raise BadTensor(f"the image has more than {LARGEST_PIXELS} pixels") from None
+        raise BadTensor(f"the image has more than {LARGEST_PIXELS} pixels", hint=_SMALLER) from None
     except (OSError, ValueError, SyntaxError, OverflowError, MemoryError, EOFError, RuntimeError) as error:
         why = "it is none of " + ", ".join(FORMATS) if "cannot identify" in str(error) else str(error)
         raise BadTensor(f"the image cannot be decoded: {why}", hint="send JPEG or PNG") from None
@@ -111,13 +114,19 @@ def decode(data: bytes, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
             share = preprocess.resize / min(width, height)
             height, width = max(1, round(height * share)), max(1, round(width * share))
             if height * width > LARGEST_PIXELS:
-                raise BadTensor(f"the image would be resized to {width}×{height}, which is too much")
+                raise BadTensor(
+                    f"the image would be resized to {width}×{height}, which is too much",
+                    hint="send one that is less long and thin",
+                )
         if picture.size != (width, height):
             picture = picture.resize((width, height), method)
     if preprocess.crop is not None:
         (height, width), (have_w, have_h) = preprocess.crop, picture.size
         if height > have_h or width > have_w:
-            raise BadTensor(f"the image is {have_h}×{have_w}, smaller than the crop of {height}×{width}")
+            raise BadTensor(
+                f"the image is {have_h}×{have_w}, smaller than the crop of {height}×{width}",
+                hint="send a larger one, or give `preprocess` a `resize` before its crop",
+            )
         left, top = (have_w - width) // 2, (have_h - height) // 2
         picture = picture.crop((left, top, left + width, top + height))
     pixels = np.asarray(picture, dtype=np.uint8)

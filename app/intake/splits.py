@@ -45,11 +45,12 @@ def _part(y: npt.NDArray[Any], rows: Rows, share: float, spare: int) -> tuple[Ro
     return np.sort(shuffled[is_taken]), np.sort(shuffled[~is_taken])
 
 
-def told(found: dict[str, Rows], *, has_val: bool, has_test: bool) -> str:
-    """What was done, in a sentence."""
+def told(found: dict[str, Rows], *, by_class: bool, has_val: bool, has_test: bool) -> str:
+    """What was done, in a sentence. by_class: whether the targets are classes."""
     if has_val and has_test:
         return "train, val and test as uploaded"
     counts = ", ".join(f"{len(found[n])} rows {n}" for n in ("train", "val", "test") if n in found)
     kept = [name for name, has in (("val", has_val), ("test", has_test)) if has]
     as_given = f"; {' and '.join(kept)} as uploaded" if kept else ""
-    return f"cut from what was uploaded, stratified by class with seed {SEED}: {counts}{as_given}"
+    how = "stratified by class" if by_class else "at random"
+    return f"cut from what was uploaded, {how} with seed {SEED}: {counts}{as_given}"

@@ -65,16 +65,19 @@ def complain(error: EnginesmithError | UsageError | OSError | ValueError, consol
     """What is wrong, which fields, and what to do: on stderr; with --json as a problem body on stdout too."""
     say: Callable[[str], None] = lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
     hint = getattr(error, "hint", None)
+    detail = str(error)
+    if isinstance(error, OSError) and error.filename:
+        detail, hint = f"{error.filename}: {error.strerror}", "name a file that is there and can be read"
     if isinstance(error, ApiError):
         say(f"error: {error.detail} ({error.status} {error.code})")
         for line in error.fields:
             say(f"  {line}")
     else:
-        say(f"error: {error}")
+        say(f"error: {detail}")
     if hint:
         say(f"hint: {hint}")
     if as_json:
-        body: dict[str, Any] = {"detail": str(error), "hint": hint}
+        body: dict[str, Any] = {"detail": detail, "hint": hint}
         if isinstance(error, ApiError):
             body = error.raw or {"status": error.status, "code": error.code, "detail": error.detail, "hint": hint}
         sys.stdout.write(json.dumps({"error": body}) + "\n")

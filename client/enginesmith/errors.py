@@ -63,11 +63,14 @@ class JobFailed(ApiError):
 
     def __init__(self, job: Job) -> None:
         body: Mapping[str, Any] = job.get("error") or {}
+        is_cancelled = job["status"] == "cancelled"
+        why = body.get("detail") or (None if is_cancelled else "no reason was given")
         super().__init__(
             int(body.get("status", 409)),
             str(body.get("code", job["status"])),
-            f"job {job['id']} ({job['kind']}) {job['status']}: {body.get('detail', 'no reason was given')}",
-            hint=body.get("hint"),
+            f"job {job['id']} ({job['kind']}) {'was ' if is_cancelled else ''}{job['status']}"
+            + (f": {why}" if why else ""),
+            hint=body.get("hint") or (f"enginesmith jobs retry {job['id']} runs it again" if is_cancelled else None),
             errors=body.get("errors") or (),
             raw=body,
         )

@@ -55,6 +55,8 @@ def test_keys_are_parsed() -> None:
     assert parse_keys(None) == parse_keys(" , ") == ()
     with pytest.raises(Unprocessable, match="unknown scopes"):
         parse_keys("K=raed")
+    with pytest.raises(Unprocessable, match="name of a scope"):
+        parse_keys("K=predict,write")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org"])

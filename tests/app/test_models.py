@@ -4,6 +4,7 @@ import io
 import os
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -356,3 +357,41 @@ async def test_the_page_about_the_api(client: httpx.AsyncClient) -> None:
             if path.startswith("/v1/"):
                 assert any("application/problem+json" in r.get("content", {}) for r in told["responses"].values()), path
     assert (await client.get("/docs")).status_code == 200
+
+
+def _refs(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from (v for k, v in value.items() if k == "$ref")
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _refs(child)
+
+
+async def test_the_page_refers_to_nothing_that_is_not_there(client: httpx.AsyncClient) -> None:
+    page = (await client.get("/openapi.json")).json()
+    for ref in _refs(page):
+        found = page
+        for part in ref.removeprefix("#/").split("/"):
+            found = found.get(part, {})
+        assert found, ref
+
+
+async def test_the_page_names_headers_and_kinds_of_answers(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+
+    def headers(path: str, method: str) -> set[str]:
+        return {p["name"] for p in paths[path][method].get("parameters", ()) if p["in"] == "header"}
+
+    def media(path: str) -> set[str]:
+        return set(paths[path]["get"]["responses"]["200"]["content"])
+
+    for path in ("/v1/models", "/v1/jobs", "/v1/jobs/{id}/retry"):
+        assert headers(path, "post") == {"Prefer", "Idempotency-Key"}
+    assert headers("/v1/jobs/{id}", "get") == headers("/v1/deployments/{name}", "put") == {"Prefer"}
+    assert headers("/v1/jobs/{id}/events", "get") == {"Last-Event-ID"}
+    file = "/v1/models/{name}/versions/{version}/files/{path}"
+    assert headers(file, "get") == {"Range"}
+    assert media(file) == {"application/octet-stream"}
+    assert "206" in paths[file]["get"]["responses"]
+    assert media("/v1/jobs/{id}/events") == {"text/event-stream"}
+    assert media("/metrics") == {"text/plain"}
+    assert "202" in paths["/v1/jobs/{id}/cancel"]["post"]["responses"]

@@ -3,7 +3,7 @@ import pytest
 
 from app.errors import BadDataset
 from app.intake.manifest import Shares
-from app.intake.splits import cut
+from app.intake.splits import cut, told
 
 
 def test_every_row_is_somewhere_once_and_always_in_the_same_place() -> None:
@@ -28,6 +28,12 @@ def test_numbers_are_shuffled() -> None:
     found = cut(y, Shares(), has_val=False, has_test=True)
     assert {name: len(rows) for name, rows in found.items()} == {"train": 80, "val": 20}
     assert 0.3 < y[found["val"]].mean() < 0.7
+
+
+def test_the_note_claims_classes_only_where_there_are_some() -> None:
+    found = cut(np.linspace(0, 1, 10).astype(np.float32), Shares(), has_val=False, has_test=False)
+    assert "at random with seed 0" in told(found, by_class=False, has_val=False, has_test=False)
+    assert "stratified by class with seed 0" in told(found, by_class=True, has_val=False, has_test=False)
 
 
 @pytest.mark.parametrize("rows", [3, 4, 5, 6])

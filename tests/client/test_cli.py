@@ -87,6 +87,8 @@ def test_usage(run) -> None:
     assert run("nonsense").code == 2
     assert run("delete", "net").code == 2
     assert run("push", "/no/such/file", "--name", "net").code == 2
+    assert "/no/such/file: No such file" in run("push", "/no/such/file", "--name", "net").err
+    assert json.loads(run("--json", "push", "/no/such/file", "--name", "net").out)["error"]["hint"]
     assert run("convert", "net", "--target", "openvino", "--shape", "x").code == 2
     assert run("--help").code == 0
 

@@ -45,6 +45,16 @@ def test_a_failed_job_says_why(stub: Stub, client: Client) -> None:
     assert client.wait("j1", check=False).status == "failed"
 
 
+def test_a_cancelled_job_needs_no_reason(stub: Stub, client: Client) -> None:
+    stub.on("GET", "/v1/jobs/j1", Answer(200, job("cancelled")))
+    with pytest.raises(JobFailed) as caught:
+        client.wait("j1")
+    assert caught.value.code == "cancelled"
+    assert "was cancelled" in str(caught.value)
+    assert "reason" not in str(caught.value)
+    assert "hint: enginesmith jobs retry j1" in str(caught.value)
+
+
 def test_watch_tells_everything_once_over_a_broken_connection(stub: Stub, client: Client) -> None:
     broken = sse(RUNNING, HALF, ENDED)
     broken.drop_after = len(sse(RUNNING, HALF).bytes) + 12

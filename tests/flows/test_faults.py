@@ -144,6 +144,15 @@ def test_work_goes_on_while_redis_is_away(own: Service, client: Client) -> None:
     until(lambda: client.jobs.get(id).status == "cancelled", 5)
 
 
+def test_what_a_killed_app_left_of_an_upload_goes_at_the_next_start(tmp_path: Path) -> None:
+    left = tmp_path / "data" / "scratch" / "dataset-left"
+    left.mkdir(parents=True)
+    (left / "upload").write_bytes(b"half")
+    service = start_service(tmp_path / "data", workers=0)
+    assert service.stop() == 0
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_with_everything_it_started(tmp_path: Path, number: int) -> None:
     service = start_service(tmp_path / "data", workers=2)

@@ -175,3 +175,13 @@ def test_a_missing_library_is_named(name: str) -> None:
         library.build({"library": name, "name": "resnet18"}, 1000)
     assert caught.value.code == "library_missing"
     assert "export" in str(caught.value.hint)
+
+
+def test_notes_do_not_say_where_a_library_lies(tmp_path: Path) -> None:
+    found = load(tmp_path, packed(folder_of(bert(), tmp_path)))
+    assert "site-packages" not in " ".join(found["notes"])
+
+
+def test_a_folder_does_not_choose_the_kernels_of_attention(tmp_path: Path) -> None:
+    files = changed(folder_of(bert(), tmp_path), attn_implementation="somebody/kernels")
+    assert load(tmp_path, packed(files))["trainable"]

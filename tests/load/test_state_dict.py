@@ -258,3 +258,21 @@ def test_a_zip_with_a_huge_pickle(tmp_path: Path) -> None:
             file.write(bytes(2**20))
     with pytest.raises(BadCheckpoint, match="no checkpoint"):
         state_dict.read(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_protocol_that_torch_does_not_read_is_told(legacy: bool, tmp_path: Path) -> None:
+    path = tmp_path / "new.pt"
+    torch.save(STATE, path, pickle_protocol=4, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(BadCheckpoint) as caught:
+        state_dict.read(path)
+    assert "protocol" in caught.value.detail
+    assert "issue" not in caught.value.detail
+
+
+def test_a_text_that_looks_like_a_pickle_is_refused_without_warnings(tmp_path: Path) -> None:
+    path = tmp_path / "odd.pt"
+    path.write_bytes(b"S'\\W'\n.")
+    with pytest.raises(BadCheckpoint):
+        state_dict.read(path)

@@ -222,7 +222,20 @@ HOSTILE_ARCHIVES: dict[str, Callable[[], bytes]] = {
     "bomb": lambda: packed(FOLDER | {"zeros": bytes(2**28 + 1)}),
     "tar bomb": lambda: packed(FOLDER | {"zeros": bytes(2**28 + 1)}, "tar"),
     "many": lambda: packed(FOLDER | {str(n): b"" for n in range(1200)}),
+    "file and folder": lambda: packed(FOLDER | {"config.json/x": b"x"}),
+    "tar file and folder": lambda: packed(FOLDER | {"config.json/x": b"x"}, "tar"),
+    "damaged": lambda: _damaged(),
 }
+
+
+def _damaged() -> bytes:
+    """A file in it is not what its checksum says."""
+    text = bytes(range(250))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in (FOLDER | {"notes.txt": text}).items():
+            archive.writestr(name, content)
+    return buffer.getvalue().replace(text, text[::-1])
 
 
 def _tar_link(kind: bytes) -> bytes:

@@ -185,3 +185,13 @@ def test_groups_agree_with_torch_prunings_where_it_can_follow() -> None:
 def test_output_layers() -> None:
     assert output_layers(traced(nets.SimpleCNN), (torch.randn(2, 1, 28, 28),)) == {"fc2"}
     assert output_layers(Data(), (torch.randn(2, 4),)) == {"b"}
+
+
+def test_layers_inside_a_block_of_torchs_own_are_accounted_for() -> None:
+    block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    found = thin(
+        fx.symbolic_trace(nn.Sequential(nn.Linear(4, 8), block, nn.Linear(8, 2)).eval()), (torch.randn(2, 3, 4),), 0.5
+    )
+    assert not found.removed
+    assert found.left_alone.keys() == found.before.keys()
+    assert "TransformerEncoderLayer" in found.left_alone["1.linear1"]

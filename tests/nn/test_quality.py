@@ -60,3 +60,11 @@ def test_r2_with_its_bootstrap(tmp_path: Path) -> None:
     assert found.name == "r2"
     assert found.low < found.value < found.high < 1
     assert found.low > 0.8
+
+
+def test_the_interval_of_r2_holds_the_figure_of_a_model_that_learned_nothing() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.random((32, 256))
+    values = np.full_like(truth, 0.5) + 0.05 * rng.standard_normal(truth.shape)
+    found = quality(Answers("r2", truth, values=values), "r@1")
+    assert found.low <= found.value <= found.high

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +94,8 @@ def _normalised(net: Net, notes: list[str]) -> tuple[Net, tuple[str, ...]]:
         module = graph.build(found.architecture["graph"])
         weights.fit(module, load_bytes(found.weights))
     except (form.NotExpressible, BadArchitecture) as error:
-        said = str(error).splitlines()[0]
+        # Where the library lies on this machine is its own business.
+        said = re.sub(r"/\S*/site-packages/", "", str(error).splitlines()[0])
         return net, (*notes, f"kept as the library's network, since it cannot be written as a graph: {said}")
     notes = [*notes, "rewritten as a graph: its channels can be pruned"]
     return Net(module.eval(), found.architecture, net.signature), tuple(notes)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
+import lzma
+import re
 import tarfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,8 @@ from workers.load import library
 _CHUNK = 1 << 20
 # Keys of a config.json that name code, addresses or ways to run it: none of them belongs to the network.
 _DROPPED = ("auto_map", "custom_pipelines", "_name_or_path", "torchscript", "transformers_version", "_commit_hash")
+# Which kernels compute attention: a name there may be that of a repository whose code transformers would fetch.
+_KERNELS = re.compile(r"_?attn_implementation")
 _TASKS = {
     "ForImageClassification": "image-classification",
     "ForSequenceClassification": "text-classification",
@@ -42,24 +48,21 @@ class Folder:
 def unpack(archive: Path, into: Path, *, max_files: int, max_bytes: int) -> Path:
     """The folder that holds config.json. Raises Unprocessable and TooLarge: paths, links, bombs."""
     into.mkdir(parents=True, exist_ok=True)
-    size = archive.stat().st_size
-    limits = {"archive_bytes": size, "max_files": max_files, "max_bytes": max_bytes}
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as opened:
-            names = [m.name for m in archives.guarded(archives.of_zip(opened), **limits)]
-            for name in names:
-                if not name.endswith("/"):
-                    with opened.open(name) as source:
-                        _copy(source, into / name, max_bytes)
-    else:
-        with archive.open("rb") as stream:
-            tars.examine(stream, **limits)  # type: ignore[arg-type]
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                packed = tar.extractfile(member) if member.isreg() else None
-                if packed is not None:
-                    with packed:
-                        _copy(packed, into / member.name, max_bytes)
+    limits = {"archive_bytes": archive.stat().st_size, "max_files": max_files, "max_bytes": max_bytes}
+    try:
+        if zipfile.is_zipfile(archive):
+            _unzip(archive, into, limits)
+        else:
+            _untar(archive, into, limits)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise Unprocessable(
+            "a name in the archive is a file and a folder at once", code="unsafe_archive", hint="pack it again"
+        ) from error
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
+        raise BadCheckpoint(
+            f"the archive cannot be unpacked: {error or type(error).__name__}",
+            hint="pack it again, and upload it whole",
+        ) from error
     configs = sorted(into.rglob("config.json"), key=lambda p: len(p.parts))
     if not configs:
         raise BadCheckpoint("the archive holds no config.json", hint="pack the folder that save_pretrained wrote")
@@ -82,7 +85,7 @@ def read(folder: Path) -> Folder:
     if config.get("auto_map"):
         notes.append("auto_map was ignored: no code from the folder is run")
     kind = getattr(importlib.import_module("transformers"), name)
-    kwargs = {k: v for k, v in config.items() if k not in _DROPPED and not k.startswith("_attn_implementation")}
+    kwargs = {k: v for k, v in config.items() if k not in _DROPPED and not _KERNELS.match(k)}
     kwargs.pop("dtype", None)
     kwargs.pop("torch_dtype", None)
     try:
@@ -122,6 +125,26 @@ def read(folder: Path) -> Folder:
         preprocess=_preprocess(folder, config),
         notes=tuple(notes),
     )
+
+
+def _unzip(archive: Path, into: Path, limits: dict[str, int]) -> None:
+    with zipfile.ZipFile(archive) as opened:
+        names = [m.name for m in archives.guarded(archives.of_zip(opened), **limits)]
+        for name in names:
+            if not name.endswith("/"):
+                with opened.open(name) as source:
+                    _copy(source, into / name, limits["max_bytes"])
+
+
+def _untar(archive: Path, into: Path, limits: dict[str, int]) -> None:
+    with archive.open("rb") as stream:
+        tars.examine(stream, **limits)  # type: ignore[arg-type]
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            packed = tar.extractfile(member) if member.isreg() else None
+            if packed is not None:
+                with packed:
+                    _copy(packed, into / member.name, limits["max_bytes"])
 
 
 def _copy(source: Any, to: Path, limit: int) -> None:

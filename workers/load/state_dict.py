@@ -151,6 +151,8 @@ def _first_line(error: Exception) -> str:
     first = said[0] if said else ""
     if "persistent_load of storage" in str(error):
         return "a whole module, pickled by an old release of PyTorch together with its source"
+    if "Unsupported operand" in str(error):
+        return "it is pickled in a protocol other than torch.save's own, or by another program"
     # The advice that torch adds here is how to run the file's code: not ours to repeat.
     if "Weights only load failed" in first or "weights_only" in first:
         first = next(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import pickletools
+import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -148,9 +150,16 @@ def is_module(value: Any) -> bool:
     return isinstance(value, Stub) and {"_modules", "_parameters"} <= vars(value).keys()
 
 
+def _operations(file: BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
+    """pickletools.genops, quiet about the odd escapes in the strings of a file that is no pickle."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield from pickletools.genops(file)
+
+
 def _globals(file: BinaryIO) -> set[str]:
     found, strings = set(), ["", ""]
-    for op, argument, _ in pickletools.genops(file):
+    for op, argument, _ in _operations(file):
         if op.name in ("GLOBAL", "INST"):
             module, _, name = str(argument).partition(" ")
             if (module, name) in NAME_MAPPING:

@@ -144,7 +144,7 @@ def thin(
         whole.refused = f"its graph cannot be followed: {_line(error)}"
         return whole
     channels = traced.channels()
-    whole.left_alone = _left_alone(channels, before, layers)
+    whole.left_alone = _left_alone(channels, before, layers) | _inside(traced, before, layers)
     found = groups(channels, layers)
     choice = choose(traced, channels, found, amount, **how)
     if not choice.gone:
@@ -265,6 +265,24 @@ def _left_alone(
             reasons[name] = None if why is None else reasons.get(name, why)
     found = {n: w for n, w in reasons.items() if w is not None and (layers is None or n in layers)}
     return {n: w for n, w in found.items() if n in before}
+
+
+def _inside(traced: Traced, before: Mapping[str, int], layers: Collection[str] | None) -> dict[str, str]:
+    """For every layer that the graph does not call itself, why its channels stay."""
+    called = {name for name, _ in traced.uses}
+    whole = {
+        str(n.target): type(traced.module.get_submodule(str(n.target))).__name__
+        for n in traced.module.graph.nodes
+        if n.op == "call_module"
+    }
+    found = {}
+    for name in before:
+        if name not in called and (layers is None or name in layers):
+            owner = next((k for p, k in whole.items() if name.startswith(f"{p}.")), None)
+            found[name] = (
+                f"{owner} uses it as one block" if owner else "the graph uses its weights directly, or not at all"
+            )
+    return found
 
 
 def _channels(layer: nn.Module) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -81,7 +81,9 @@ def plan(
     integers = [t for t in signature.inputs if _is_scalar(t) and DTYPES[t.dtype].kind in "iu"]
     values = [tuple(dict.fromkeys((*(constants or {}).get(t.name, ()), 1, 0, 2))) for t in integers]
     candidates = [_candidates(symbol, preferred or {}, places) for symbol, places in open_sizes.items()]
+    floats = {t.name for t in signature.inputs if DTYPES[t.dtype].kind == "f"}
     problem: Exception | None = None
+    ran = False
     tries = itertools.product(*candidates, *values, HIGHEST if _has_numbers(signature, integers) else HIGHEST[:1])
     for n, (*chosen, below) in enumerate(tries):
         if n >= TRIES:
@@ -91,13 +93,21 @@ def plan(
         found = Plan(signature, _shapes(signature, said or {}, open_sizes, sizes), below, scalars, frozenset(positive))
         if sum(prod(s) for s in found.shapes.values()) * 4 > BYTES:
             continue
-        try:
-            answer = ask(found.draw(np.random.default_rng(seed)))
-        except Exception as error:  # that is what is being found out
-            problem = problem or error
-            continue
-        if all(np.isfinite(a).all() for a in answer.values() if a.dtype.kind == "f" and a.size):
-            return found
+        for one in (found, replace(found, positive=frozenset(floats))):  # logarithms and roots want positive numbers
+            try:
+                answer = ask(one.draw(np.random.default_rng(seed)))
+            except Exception as error:  # that is what is being found out
+                problem = problem or error
+                break
+            ran = True
+            if all(np.isfinite(a).all() for a in answer.values() if a.dtype.kind == "f" and a.size):
+                return one
+    if ran:
+        raise Unprocessable(
+            "the model answers random inputs with NaN or infinity only, so that nothing can be compared",
+            code="not_finite",
+            hint="look at what it computes: a logarithm of a negative number, or a division by zero",
+        )
     wanted = "; ".join(f"{t.name} {list(t.shape)}" for t in signature.inputs)
     raise Unprocessable(
         f"no shapes were found on which the model runs ({wanted})"

@@ -1,0 +1,35 @@
+"""What cannot be started says so in a line and a hint, never with a traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NO_REDIS = {"ENGINESMITH_REDIS_URL": "nonsense://x"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "code", "said"),
+    [
+        (("app", "serve", "--port", "0", "--data", "{file}"), {}, 1, "cannot be used"),
+        (("app", "serve", "--port", "0"), NO_REDIS, 1, "ENGINESMITH_REDIS_URL is wrong"),
+        (("workers",), NO_REDIS, 2, "the settings are wrong"),
+        (("workers",), {"ENGINESMITH_LEASE_S": "soon"}, 2, "lease_s"),
+    ],
+)
+def test_it_refuses(tmp_path: Path, arguments: tuple[str, ...], environ: dict[str, str], code: int, said: str) -> None:
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", *(word.format(file=tmp_path / "file") for word in arguments)],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if not k.startswith("ENGINESMITH_")} | environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
