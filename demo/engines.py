@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from app.runtimes import _libraries
+
 Array = npt.NDArray[Any]
 
 
@@ -21,8 +23,7 @@ def own_answers(runtime: str, folder: Path, x: Array) -> Array:
 
 
 def _openvino(folder: Path, x: Array) -> Array:
-    import openvino
-
+    openvino = _libraries.openvino()
     # Otherwise a processor with bf16 computes in bf16, and the answers are those of another engine.
     hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     model = openvino.Core().compile_model(next(folder.rglob("*.xml")), "CPU", hints)
@@ -30,8 +31,7 @@ def _openvino(folder: Path, x: Array) -> Array:
 
 
 def _onnxruntime(folder: Path, x: Array) -> Array:
-    import onnxruntime
-
+    onnxruntime = _libraries.onnxruntime()
     found = sorted([*folder.rglob("*.onnx"), *folder.rglob("*.ort")])
     session = onnxruntime.InferenceSession(str(found[0]), providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])

@@ -64,6 +64,7 @@ def test_only_the_settings_read_the_environment() -> None:
     reads = re.compile(r"os\.environ|os\.getenv|environ\.get")
     allowed = {
         "app/settings.py",
+        "app/runtimes/_libraries.py",  # sets, and does not read
         "workers/load/sandbox.py",  # the little that a child may see
         "client/enginesmith/client.py",
         "client/enginesmith/cli_serve.py",

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from app.domain.records import Signature
 from app.domain.tensors import check
 from app.errors import Internal, Unavailable, Unprocessable
-from app.runtimes import Arrays, Availability, BuildOptions, Engine, LoadOptions, _cpu
+from app.runtimes import Arrays, Availability, BuildOptions, Engine, LoadOptions, _cpu, _libraries
 from app.runtimes._refusals import first_words, refused_graph, refused_run
 
 SUFFIX = ".onnx"
@@ -99,7 +99,7 @@ def _library() -> Any:
     found = available()
     if not found.ok:
         raise Unavailable(found.reason, code="runtime_unavailable", retryable=False)
-    return importlib.import_module("onnxruntime")
+    return _libraries.onnxruntime()
 
 
 def _open(ort: Any, path: Path, options: LoadOptions) -> Any:

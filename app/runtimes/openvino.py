@@ -17,7 +17,7 @@ import numpy.typing as npt
 from app.domain.records import Signature
 from app.domain.tensors import DTYPES, check
 from app.errors import Internal, Problem, Unavailable, Unprocessable
-from app.runtimes import Arrays, Availability, BuildOptions, Engine, LoadOptions, _cpu
+from app.runtimes import Arrays, Availability, BuildOptions, Engine, LoadOptions, _cpu, _libraries
 from app.runtimes._refusals import refused_graph, refused_run
 
 SUFFIX = ".xml"
@@ -162,7 +162,7 @@ def _library() -> Any:
     found = available()
     if not found.ok:
         raise Unavailable(found.reason, code="runtime_unavailable", retryable=False)
-    return importlib.import_module("openvino")
+    return _libraries.openvino()
 
 
 def _compile(ov: Any, folder: Path, options: LoadOptions) -> Any:

@@ -15,6 +15,7 @@ from onnx import defs, numpy_helper
 
 from app.domain.records import Signature, Tensor
 from app.errors import BadCheckpoint, Unprocessable
+from app.runtimes import _libraries
 from workers.load import signature
 
 _STANDARD = ("", "ai.onnx")
@@ -139,8 +140,7 @@ def _refuse_nan(model: onnx.ModelProto) -> None:
 
 
 def _session(path: Path, threads: int) -> Any:
-    import onnxruntime
-
+    onnxruntime = _libraries.onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     options.log_severity_level = 4

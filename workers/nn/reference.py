@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from enginesmith.shapes import flatten
 
+from app.runtimes import _libraries
 from workers.net import Net
 from workers.nn.predict import numpy
 from workers.nn.requests import Ask, Request
@@ -32,8 +33,7 @@ def eager(net: Net) -> Ask:
 
 def onnx(path: Path, threads: int) -> Ask:
     """ONNX Runtime with every optimisation of the graph off; onnx's own reference where it refuses the graph."""
-    import onnxruntime
-
+    onnxruntime = _libraries.onnxruntime()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.log_severity_level = threads, 4
