@@ -16,9 +16,11 @@ from app.embedded import EmbeddedStore, answers
 from app.errors import Conflict, Internal
 from app.processes import Child
 from app.settings import Settings
+from app.storage.artifacts import Artifacts
 
 log = logging.getLogger("enginesmith.serve")
-READY_S = 60.0
+LIVE_S = 60.0
+READY_S = 10.0
 STOP_S = 25.0
 
 
@@ -32,6 +34,7 @@ def serve(settings: Settings, workers: int) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     _check_redis_url(settings)
+    _check_store_url(settings)
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
     store = None if settings.redis_url else EmbeddedStore(settings.data)
@@ -50,7 +53,13 @@ def serve(settings: Settings, workers: int) -> int:
             children.append(Child("workers", ["-m", "workers", "--count", str(workers)], environ))
         for child in children:
             child.start()
-        if _wait_until_live(host, port, app, stopping):
+        reach = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        address = f"http://{_shown(reach)}:{port}"
+        if not _wait_until("live", LIVE_S, address, app, stopping) and not stopping:
+            raise Internal(f"the app did not answer within {LIVE_S:.0f} s", hint="its log is above")
+        # Deployments of an earlier run are served again; one that cannot be must not keep the others waiting.
+        _wait_until("ready", READY_S, address, app, stopping)
+        if not stopping:
             print(f"Enginesmith is ready at http://{_shown(host)}:{port}", flush=True)  # noqa: T201
         while not stopping:
             time.sleep(0.2)
@@ -88,6 +97,19 @@ def check_host(settings: Settings) -> None:
         )
 
 
+def _check_store_url(settings: Settings) -> None:
+    """Raises Conflict for an artifact store that cannot be."""
+    if settings.store_url:
+        try:
+            Artifacts(settings.store_url)
+        except Exception as error:  # obstore's errors for this have no common class
+            raise Conflict(
+                f"ENGINESMITH_STORE_URL is no artifact store: {error}".splitlines()[0],
+                code="bad_store_url",
+                hint="say s3://bucket/prefix, or file:///folder",
+            ) from None
+
+
 def _check_redis_url(settings: Settings) -> None:
     """Raises Conflict for a URL that no server can have. Where none answers yet, the app and the workers wait."""
     try:
@@ -118,18 +140,16 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _wait_until_live(host: str, port: int, app: Child, stopping: list[int]) -> bool:
-    reach = "127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host
-    deadline = time.monotonic() + READY_S
+def _wait_until(state: str, patience_s: float, address: str, app: Child, stopping: list[int]) -> bool:
+    """Whether /healthz/{state} has answered 200 within that time. Raises Internal when the app dies instead."""
+    deadline = time.monotonic() + patience_s
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < deadline and not stopping:
         if app.dead:
             raise Internal("the app did not start", hint="its log is above")
-        with contextlib.suppress(OSError), opener.open(f"http://{_shown(reach)}:{port}/healthz/live", timeout=2):
+        with contextlib.suppress(OSError), opener.open(f"{address}/healthz/{state}", timeout=2):
             return True
         time.sleep(0.05)
-    if not stopping:
-        raise Internal(f"the app did not answer within {READY_S:.0f} s", hint="its log is above")
     return False
 
 

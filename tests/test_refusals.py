@@ -16,6 +16,7 @@ NO_REDIS = {"ENGINESMITH_REDIS_URL": "nonsense://x"}
     [
         (("app", "serve", "--port", "0", "--data", "{file}"), {}, 1, "cannot be used"),
         (("app", "serve", "--port", "0"), NO_REDIS, 1, "ENGINESMITH_REDIS_URL is wrong"),
+        (("app", "serve", "--port", "0"), {"ENGINESMITH_STORE_URL": "ftp://x"}, 1, "no artifact store"),
         (("workers",), NO_REDIS, 2, "the settings are wrong"),
         (("workers",), {"ENGINESMITH_LEASE_S": "soon"}, 2, "lease_s"),
     ],

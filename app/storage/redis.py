@@ -42,12 +42,15 @@ def gone(error: RedisError) -> Unavailable:
 
 def connect(url: str, *, patience_s: float) -> PatientRedis:
     """A client whose every call is tried for about `patience_s` seconds. Text goes in and out as str."""
-    retries = ceil(patience_s / LONGEST_WAIT_S) + 5 if patience_s > LONGEST_WAIT_S else 3
+    # The first five waits grow from 0.05 s and make up 1.6 s together; the others are of the longest kind.
+    retries = 5 + ceil(max(0.0, patience_s - LONGEST_WAIT_S) / LONGEST_WAIT_S)
+    # Who has little patience has spent it all by the time that a server which hangs has not answered once.
+    tried_again = LOST if patience_s > LONGEST_WAIT_S else tuple(kind for kind in LOST if kind is not TimeoutError)
     return PatientRedis.from_url(  # type: ignore[return-value]
         url,
         decode_responses=True,
-        retry=Retry(ExponentialBackoff(cap=LONGEST_WAIT_S, base=0.05), retries),
-        retry_on_error=list(LOST),
+        retry=Retry(ExponentialBackoff(cap=LONGEST_WAIT_S, base=0.05), retries, supported_errors=tried_again),
+        retry_on_error=list(tried_again),
         socket_connect_timeout=min(5.0, max(1.0, patience_s)),
         socket_timeout=min(10.0, max(2.0, patience_s)),
     )
