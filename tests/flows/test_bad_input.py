@@ -19,7 +19,7 @@ import onnx
 import pytest
 import torch
 from enginesmith import Client, export
-from nets import SimpleCNN
+from networks import SimpleCNN
 from onnx import TensorProto, helper
 from running import Service
 from safetensors.torch import save

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from enginesmith import Client, JobFailed
-from nets import SimpleCNN
+from networks import SimpleCNN
 from running import Service, start_service
 
 LONG = {"epochs": 400, "batch_size": 16, "lr": 0.01, "schedule": "constant"}

@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from enginesmith import ApiError, Client, JobFailed, export
-from nets import MnistNet, ResNet20
+from networks import CifarResNet, OfficialMnist
 
 pytestmark = [pytest.mark.shared, pytest.mark.timeout(600)]
 TARGETS = ["openvino", "onnxruntime"]
@@ -54,7 +54,7 @@ def accuracy(client: Client, deployment: str, x: np.ndarray, y: np.ndarray) -> f
 
 
 def test_mnist_keeps_its_accuracy(client: Client, shared: Path, mnist3000: dict[str, np.ndarray]) -> None:
-    described = export(MnistNet(), torch.zeros(1, 1, 28, 28))
+    described = export(OfficialMnist(), torch.zeros(1, 1, 28, 28))
     client.push(
         shared / "models" / "mnist_cnn_official_example.pt",
         "mnist",
@@ -67,7 +67,7 @@ def test_mnist_keeps_its_accuracy(client: Client, shared: Path, mnist3000: dict[
 
 
 def test_resnet20_keeps_its_accuracy(client: Client, shared: Path, cifar2000: dict[str, np.ndarray]) -> None:
-    described = export(ResNet20(), torch.zeros(1, 3, 32, 32))
+    described = export(CifarResNet(), torch.zeros(1, 3, 32, 32))
     client.push(
         shared / "models" / "cifar10_resnet20.th",
         "resnet20",

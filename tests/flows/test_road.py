@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from enginesmith import ApiError, Client
-from nets import SimpleCNN
+from networks import SimpleCNN
 from running import start_service
 
 CHEAP = {"epochs": 6, "batch_size": 64, "lr": 0.05, "seed": 1}
