@@ -12,13 +12,19 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from app.errors import Problem
+from app.errors import Conflict, Problem
 from app.queue import Queue
 from app.settings import Settings
 from app.storage.catalog import Catalog, Fenced, Stale
 
 log = logging.getLogger("enginesmith.lease")
 PR_SET_PDEATHSIG = 1
+
+
+class Cancelled(Conflict):
+    """Somebody does not want this job any more."""
+
+    default_code = "cancelled"
 
 
 def block_sigterm() -> None:
@@ -39,6 +45,7 @@ class Lease:
         self._id, self._attempt, self._scratch = id, attempt, scratch
         self._done = threading.Event()
         self._ending = threading.Lock()  # held by whoever decides how this attempt ends
+        self._settled = False
         self._threads = [
             threading.Thread(target=self._renew, name="lease", daemon=True),
             threading.Thread(target=self._heed_sigterm, name="sigterm", daemon=True),
@@ -53,13 +60,21 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._done.set()
 
-    def settle(self) -> bool:
-        """Claims the end of the attempt for the work itself, before its last change of state."""
-        return self._ending.acquire(timeout=60)
+    def settle(self) -> None:
+        """Claims the end of the attempt for the work itself: from here on nothing ends the process from outside.
+
+        Called before the version is published, so that no cancel comes between the manifest and the job's last state.
+        Raises Fenced when it is being ended already.
+        """
+        if not self._settled:
+            self._settled = self._ending.acquire(timeout=60)
+        if not self._settled:
+            raise Fenced(f"attempt {self._attempt} of job {self._id} is being ended")
 
     def check(self) -> None:
-        """Raises Fenced when this attempt may not publish any more."""
-        self._catalog.renew(self._id, self._attempt, self._settings.lease_s)
+        """Raises Fenced when this attempt may not publish any more, or is not wanted to."""
+        if self._catalog.renew(self._id, self._attempt, self._settings.lease_s) == "cancelling":
+            raise Cancelled(f"job {self._id} is being cancelled")
 
     def _renew(self) -> None:
         while not self._done.wait(self._settings.lease_renew_s):

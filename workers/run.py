@@ -20,7 +20,7 @@ from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog, Fenced, Stale
 from app.storage.registry import find_version, publish_version, put_files
 from workers.context import Context
-from workers.lease import Lease, block_sigterm
+from workers.lease import Cancelled, Lease, block_sigterm
 from workers.report import Report
 
 log = logging.getLogger("enginesmith.run")
@@ -69,21 +69,21 @@ def _attempt(job: Job, settings: Settings, catalog: Catalog, artifacts: Artifact
         return  # the lease's thread ends this process
     except BaseException as error:
         problem = _problem(error, job)
-        report.line(problem.detail, "error")
+        if not isinstance(error, Cancelled):
+            report.line(problem.detail, "error")
         if problem.status == 500:
             log.error("job %s failed:\n%s", job.id, traceback.format_exc())
         changes = {"to": "failed", "error": problem.body(f"/v1/jobs/{job.id}")}
     report.close()
-    if not lease.settle():
-        return
     try:
+        lease.settle()
         if changes["to"] == "succeeded":  # what is published stays, even when a cancel came while it was
             ended = catalog.moved(job.id, was={"running", "cancelling"}, attempt=job.attempt, **changes)
         elif catalog.job(job.id).status == "cancelling":
             ended = catalog.moved(job.id, was={"cancelling"}, to="cancelled", attempt=job.attempt)
         else:
             ended = catalog.moved(job.id, was={"running"}, attempt=job.attempt, **changes)
-    except Stale as gone:
+    except (Stale, Fenced) as gone:
         log.warning("job %s, attempt %d: %s", job.id, job.attempt, gone.detail)
         return
     if not (ended.error and ended.error["retryable"]):
@@ -126,6 +126,7 @@ def _work(
         | outcome.draft
         | {"details": dict(outcome.draft.get("details") or {}) | {"report": outcome.report}}
     )  # fmt: skip
+    lease.settle()
     lease.check()
     version = publish_version(artifacts, catalog, draft)
     return Result(model=version.ref, verdict=version.verdict, report=outcome.report), done

@@ -33,6 +33,24 @@ with Lease(catalog, Queue(settings.redis_url), settings, "j1", 1, scratch):
 """
 
 
+SETTLED = (
+    BUSY.replace(
+        'print("busy", flush=True)\n    time.sleep(60)',
+        """lease.settle()
+    print("busy", flush=True)
+    while catalog.job("j1").status != "cancelling":
+        time.sleep(0.05)
+    time.sleep(1)
+    try:
+        lease.check()
+    except Cancelled:
+        print("told", flush=True)""",
+    )
+    .replace("import Lease,", "import Cancelled, Lease,")
+    .replace("scratch):", "scratch) as lease:")
+)
+
+
 @pytest.fixture
 def busy(settings: Settings, catalog: Catalog, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     catalog.add(Job(id="j1", kind="train", spec={"kind": "train"}, created_at=now()))
@@ -80,3 +98,21 @@ def test_a_worker_that_stops_hands_its_job_back(busy: subprocess.Popen[str], cat
     job = catalog.job("j1")
     assert (job.status, job.attempt, job.allowed_attempts) == ("queued", 2, 3)
     assert Queue(redis_url).waiting() == {"j1"}
+
+
+def test_whoever_has_settled_is_told_instead_of_ended(settings: Settings, catalog: Catalog, tmp_path: Path) -> None:
+    catalog.add(Job(id="j1", kind="train", spec={"kind": "train"}, created_at=now()))
+    catalog.moved("j1", was={"queued"}, to="running", attempt=1, lease_s=5)
+    slow = settings.model_copy(update={"lease_renew_s": 0.5})
+    with subprocess.Popen(
+        [sys.executable, "-c", SETTLED, str(tmp_path / "scratch")],
+        env=slow.environ(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "busy\n"
+        catalog.moved("j1", was={"running"}, to="cancelling")
+        assert process.stdout.readline() == "told\n"
+    assert process.returncode == 0
+    assert catalog.job("j1").status == "cancelling"
