@@ -112,6 +112,7 @@ class Batcher:
             if item.waits:
                 self._queue.remove(item)
                 self._left(item)
+                self._rest()
 
     def _admit(self, inputs: Arrays, deadline: float | None) -> _Item:
         try:
@@ -155,6 +156,10 @@ class Batcher:
         item.waits = False
         self._rows -= item.rows
         self.meter.pending -= 1
+
+    def _rest(self) -> None:
+        """Says that nothing waits and nothing runs, if so. Never in the middle of a step: who waits for it hears of it
+        even if it is taken back at once, and would close the engine under a batch that is about to run."""
         if not self._queue and not self._flying:
             self._idle.set()
 
@@ -174,6 +179,7 @@ class Batcher:
             self._flying.append(batch)
             run = asyncio.get_running_loop().run_in_executor(self._threads, self._execute, batch)
             run.add_done_callback(partial(self._finish, batch))
+        self._rest()
 
     def _take(self) -> list[_Item]:
         """The next batch: the oldest request, and those behind it that are of its kind and fit."""
@@ -205,8 +211,6 @@ class Batcher:
         self._queue.extendleft(reversed(passed))
         for item in batch:
             self._left(item)
-        if batch:
-            self._idle.clear()
         return batch
 
     def _execute(self, batch: list[_Item]) -> _Run:
@@ -263,8 +267,7 @@ class Batcher:
                     item.answer.set_exception(problem)
         if self._queue:
             self._wake()
-        elif not self._flying:
-            self._idle.set()
+        self._rest()
 
     def _measure(self, batch: list[_Item], run: _Run) -> None:
         started, gathered, ended, cut = run.times

@@ -101,7 +101,13 @@ class Catalog:
 
     def open_jobs(self) -> list[Job]:
         """Every job that has not ended, without histories."""
-        return [self._read_job(id) for id in sorted(self.redis.smembers("es:jobs:open"))]
+        found = []
+        for id in sorted(self.redis.smembers("es:jobs:open")):
+            try:
+                found.append(self._read_job(id))
+            except NotFound:  # a record that was lost must not keep the others from being looked after
+                self.redis.srem("es:jobs:open", id)
+        return found
 
     def moved(
         self,

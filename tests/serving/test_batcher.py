@@ -245,6 +245,17 @@ async def test_closing_serves_those_who_wait() -> None:
         engine.infer(rows(1))
 
 
+@pytest.mark.parametrize("waiting", range(1, 6))
+async def test_closing_waits_for_the_last_batch_too(waiting: int) -> None:
+    """The moment in which the queue is empty and the last batch has not left yet is not the end."""
+    engine = EchoEngine(ROWS, delay_s=0.02)
+    batcher = Batcher(engine, Meter("m", "1"), max_batch=1)
+    tasks = [asyncio.create_task(batcher.submit(rows(1, i))) for i in range(waiting)]
+    await until(lambda: len(batcher._flying) == 1)
+    await batcher.close(10)
+    assert [(await task)["y"][0, 0] for task in tasks] == list(range(waiting))
+
+
 async def test_closing_answers_even_those_whose_engine_hangs() -> None:
     engine = Gated()
     batcher = Batcher(engine, Meter("m", "1"), max_batch=2)
