@@ -12,7 +12,7 @@ def digits(seed: int = 1) -> dict[str, npt.NDArray[Any]]:
     """1,797 digits as x (float32, N×1×28×28, 0…1), y (int64), split 72/8/20, stratified.
 
     The 8×8 images are resized to 20×20 (bilinear) and centred in 28×28, as in MNIST. The test split is 360 images, and
-    some splits are harder than others. Seed 1 was chosen after looking at several; seed 0 gave 96.1 to 97.8 % (batch 64).
+    some splits are harder than others. Seed 1 was chosen after looking at several; seed 0 gave 96.1 to 97.8 %.
     """
     import torch
     from sklearn.datasets import load_digits
