@@ -1,14 +1,12 @@
-"""`python -m app`: serve (everything), http (the app alone), reindex."""
+"""`python -m app`: serve (everything), http (the app alone), engines (for several of them), reindex."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
-import socket
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from app.errors import Problem
@@ -23,8 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
     serve.add_argument("--port", type=int)
     serve.add_argument("--data", type=Path)
     serve.add_argument("--workers", type=int, default=1)
+    serve.add_argument("--http-processes", type=int, default=1)
     http = commands.add_parser("http", help="run the app alone")
     http.add_argument("--fd", type=int, help="an open listening socket")
+    commands.add_parser("engines", help="run the process of the engines, for fronts started with the same settings")
     reindex = commands.add_parser("reindex", help="rebuild the index in Redis from the artifact store")
     reindex.add_argument("--data", type=Path)
     given = parser.parse_args(arguments)
@@ -40,40 +40,39 @@ def main(arguments: list[str] | None = None) -> int:
 
             if given.workers < 0:
                 return _refuse("--workers must be 0 or more", None)
-            return run(settings, given.workers)
+            if not 1 <= given.http_processes <= 256:
+                return _refuse("--http-processes must be between 1 and 256", None)
+            return run(settings, given.workers, given.http_processes)
         if given.command == "http":
             return _http(settings, given.fd)
+        if given.command == "engines":
+            return _engines(settings)
         return _reindex(settings)
     except Problem as problem:
         return _refuse(problem.detail, problem.hint)
 
 
 def _http(settings: Settings, fd: int | None) -> int:
-    import uvicorn
-
+    from app.http import run
     from app.main import create_app
-    from app.observe import configure_logs
+    from app.observe import configure_logs, log_access
 
     app = create_app(settings)
     configure_logs(settings.log_level, "app")
+    if settings.access_log:
+        log_access("app")
+    run(app, settings, fd)
+    return 0
 
-    class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            app.state.stopping = True  # whoever waits for a job's end or its events is answered now
-            super().handle_exit(sig, frame)
 
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=15,
-    )
-    # uvicorn's own `fd` would take the socket for a unix one, and so leave Nagle's delay on.
-    sockets = [socket.socket(fileno=fd)] if fd is not None else None
-    Server(config).run(sockets=sockets)
+def _engines(settings: Settings) -> int:
+    from app.engines import run
+    from app.observe import configure_logs
+
+    if settings.engines_socket is None:
+        return _refuse("ENGINESMITH_ENGINES_SOCKET is not set", "enginesmith serve --http-processes N sets it")
+    configure_logs(settings.log_level, "engines")
+    run(settings)
     return 0
 
 

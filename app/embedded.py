@@ -23,12 +23,18 @@ STOP_S = 15.0
 
 
 def socket_path(data: Path) -> Path:
-    """Where a data folder's socket lies: in it, or, where that path is too long, in a private temporary folder."""
-    near = data.absolute() / "redis" / "valkey.sock"
+    """Where the store's socket of a data folder lies."""
+    return short_path(data, "redis/valkey.sock")
+
+
+def short_path(data: Path, name: str) -> Path:
+    """Where a socket of a data folder lies: in it, or, where that path is too long, in a private temporary folder."""
+    near = data.absolute() / name
     if len(os.fsencode(near)) <= SOCKET_PATH_MAX:
         return near
     digest = hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"enginesmith-{os.getuid()}" / f"{digest}.sock"
+    kind = "" if name.startswith("redis/") else f"-{Path(name).stem}"
+    return Path(tempfile.gettempdir()) / f"enginesmith-{os.getuid()}" / f"{digest}{kind}.sock"
 
 
 def url_of(data: Path) -> str:

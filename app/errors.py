@@ -7,6 +7,7 @@
     ├── NotFound              404  no such model, version, dataset, job, deployment, file
     ├── MethodNotAllowed      405
     ├── NotAcceptable         406  no answer can be made in a kind that Accept names
+    ├── RequestTimeout        408  a body that comes too slowly
     ├── Conflict              409  it exists, is in use, or cannot be done to this one
     ├── TooLarge              413  over a stated limit
     ├── UnsupportedMedia      415  a kind of file or body that is not taken
@@ -17,9 +18,11 @@
     │   ├── BadDataset             a data set with NaN, wrong shapes, labels out of range …
     │   └── BadTensor              a tensor of a prediction with a wrong name, dtype or shape
     ├── Overloaded            429  a queue is full; carries Retry-After
+    ├── HeadersTooLarge       431  a request whose headers do not end
     ├── Internal              500  our fault
     │   ├── ParityError            an engine that disagrees with its source
     │   └── WorkerLost             an attempt whose process died, twice
+    ├── NotSupported          501  a part of a protocol that is not served here
     ├── Unavailable           503  a part is broken or not there
     ├── DeadlineExceeded      504  the deadline passed while it waited
     └── InsufficientStorage   507  the disk is full
@@ -148,6 +151,13 @@ class NotAcceptable(Problem):
     default_hint = "Accept: application/json"
 
 
+class RequestTimeout(Problem):
+    status = 408
+    default_code = "body_too_slow"
+    default_hint = "send the whole body at once; a large one in smaller pieces, or over a faster connection"
+    retryable_by_default = True
+
+
 class Conflict(Problem):
     status = 409
     default_code = "conflict"
@@ -205,6 +215,12 @@ class Overloaded(Problem):
     retryable_by_default = True
 
 
+class HeadersTooLarge(Problem):
+    status = 431
+    default_code = "headers_too_large"
+    default_hint = "send what is long in the body"
+
+
 class Internal(Problem):
     status = 500
     default_code = "internal"
@@ -218,6 +234,12 @@ class ParityError(Internal):
 class WorkerLost(Internal):
     default_code = "worker_lost"
     retryable_by_default = True
+
+
+class NotSupported(Problem):
+    status = 501
+    default_code = "not_supported"
+    default_hint = "/docs lists what there is"
 
 
 class Unavailable(Problem):

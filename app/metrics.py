@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,22 +12,117 @@ from dataclasses import dataclass, field
 REJECTED, CANCELED, BACKEND, OTHER = "REJECTED", "CANCELED", "BACKEND", "OTHER"
 
 
-@dataclass
+REASONS = (REJECTED, CANCELED, BACKEND, OTHER)
+# Upper bounds of buckets. Rows: the sizes that batches are built for. Seconds: from below an engine's own time to a
+# client's patience.
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+STAGES = ("queue", "input", "infer", "output")
+
+
+class Histogram:
+    """Counts by upper bound, as Prometheus has them. counts: not cumulative, one more than bounds for what is above."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def add(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
+
+    def samples(self, labels: str) -> Iterator[tuple[str, str, float]]:
+        """(suffix, labels, value) of the text form."""
+        so_far = 0
+        for bound, count in zip((*(f"{b:g}" for b in self.bounds), "+Inf"), self.counts, strict=True):
+            so_far += count
+            yield "_bucket", f'{labels},le="{bound}"', so_far
+        yield "_sum", labels, self.total
+        yield "_count", labels, so_far
+
+
+@dataclass(slots=True)
+class Batches:
+    """The runs of one size, and their times in microseconds: a time of a run, not of its requests."""
+
+    runs: int = 0
+    input_us: float = 0.0
+    infer_us: float = 0.0
+    output_us: float = 0.0
+
+
+def _stages() -> dict[str, Histogram]:
+    return {stage: Histogram(SECONDS) for stage in STAGES}
+
+
+@dataclass(slots=True)
 class Meter:
-    """One version under one deployment. Times are sums over requests, in microseconds, as Triton's are."""
+    """One version under one deployment. Times are sums over requests, in microseconds, as Triton's are.
+
+    refused: by what was wrong, finer than Triton's reasons. missed: deadlines. hung: runs that were given up.
+    by_rows: the runs by their size. stages: the queue's time of each request, the others' of each run, in seconds.
+    last_s: when a run last ended (time.time).
+    """
 
     model: str
     version: str
     succeeded: int = 0
     failed: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    missed: int = 0
+    hung: int = 0
     rows: int = 0
     runs: int = 0
     pending: int = 0
+    pending_rows: int = 0
     total_us: float = 0.0
     queue_us: float = 0.0
     input_us: float = 0.0
     infer_us: float = 0.0
     output_us: float = 0.0
+    last_s: float = 0.0
+    sizes: Histogram = field(default_factory=lambda: Histogram(ROWS))
+    stages: dict[str, Histogram] = field(default_factory=_stages)
+    by_rows: dict[int, Batches] = field(default_factory=dict)
+
+    def refuse(self, reason: str, why: str) -> None:
+        """reason: Triton's word. why: a finer one."""
+        self.failed[reason] += 1
+        self.refused[why] += 1
+        self.missed += why == "deadline"
+
+    def ran(self, came: Sequence[float], rows: int, times: tuple[float, float, float, float], now: float) -> None:
+        """A run ended. came: when each of its requests did. times: started, gathered, ended, cut apart. Monotonic."""
+        started, gathered, ended, cut = times
+        requests, sum_came = len(came), sum(came)
+        self.runs += 1
+        self.rows += rows
+        self.queue_us += (started * requests - sum_came) * 1e6
+        self.total_us += (now * requests - sum_came) * 1e6
+        into, inside, out = gathered - started, ended - gathered, cut - ended
+        self.input_us += into * 1e6 * requests
+        self.infer_us += inside * 1e6 * requests
+        self.output_us += out * 1e6 * requests
+        self.last_s = time.time()
+        self.sizes.add(rows)
+        batches = self.by_rows.get(rows)
+        if batches is None:
+            batches = self.by_rows[rows] = Batches()
+        batches.runs += 1
+        batches.input_us += into * 1e6
+        batches.infer_us += inside * 1e6
+        batches.output_us += out * 1e6
+        stages = self.stages
+        stages["input"].add(into)
+        stages["infer"].add(inside)
+        stages["output"].add(out)
+        queue, counts = stages["queue"], stages["queue"].counts
+        for at in came:
+            counts[bisect_left(SECONDS, started - at)] += 1
+        queue.total += started * requests - sum_came
 
 
 class Meters:
@@ -46,7 +143,7 @@ class Meters:
         # Not through prometheus_client: it renames every counter to …_total, and dashboards look for Triton's names.
         meters = sorted(self._meters.values(), key=lambda m: (m.model, m.version))
         yield from _family("nv_inference_request_success", "Requests that succeeded", _each(meters, "succeeded"))
-        failures = [(f'{_labels(m)},reason="{r}"', m.failed[r]) for m in meters for r in _REASONS]
+        failures = [(f'{_labels(m)},reason="{r}"', m.failed[r]) for m in meters for r in REASONS]
         yield from _family("nv_inference_request_failure", "Requests that failed, by reason", failures)
         yield from _family("nv_inference_count", "Rows inferred", _each(meters, "rows"))
         yield from _family("nv_inference_exec_count", "Runs of the engine, one per batch", _each(meters, "runs"))
@@ -54,9 +151,24 @@ class Meters:
         yield from _family("nv_inference_pending_request_count", "Requests that wait for the engine", pending, "gauge")
         for name, told, attribute in _DURATIONS:
             yield from _family(f"nv_inference_{name}_duration_us", told, _each(meters, attribute))
+        yield from self._own(meters)
+
+    def _own(self, meters: list[Meter]) -> Iterator[str]:
+        """What Triton has no name for."""
+        waiting = _each(meters, "pending_rows")
+        yield from _family("enginesmith_pending_rows", "Rows that wait for the engine", waiting, "gauge")
+        refused = [(f'{_labels(m)},reason="{why}"', n) for m in meters for why, n in sorted(m.refused.items())]
+        yield from _family("enginesmith_refused_total", "Requests that did not reach the engine, by reason", refused)
+        missed, hung = _each(meters, "missed"), _each(meters, "hung")
+        yield from _family("enginesmith_deadline_missed_total", "Requests whose deadline passed", missed)
+        yield from _family("enginesmith_engine_hung_total", "Runs given up because they took too long", hung)
+        sizes = [(_labels(m), m.sizes) for m in meters]
+        yield from _histogram("enginesmith_batch_rows", "Rows of a run of the engine", sizes)
+        stages = [(f'{_labels(m)},stage="{stage}"', m.stages[stage]) for m in meters for stage in STAGES]
+        told = "Time in the queue, of each request; for gathering, in the engine and for handing out, of each run"
+        yield from _histogram("enginesmith_stage_seconds", told, stages)
 
 
-_REASONS = (REJECTED, CANCELED, BACKEND, OTHER)
 _DURATIONS = (
     ("request", "Sum of requests' times from queue to answer", "total_us"),
     ("queue", "Sum of requests' times in the queue", "queue_us"),
@@ -67,7 +179,11 @@ _DURATIONS = (
 
 
 def _labels(meter: Meter) -> str:
-    return f'model="{meter.model}",version="{meter.version}"'
+    return f'model="{_escaped(meter.model)}",version="{_escaped(meter.version)}"'
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 def _each(meters: list[Meter], attribute: str) -> list[tuple[str, float]]:
@@ -79,3 +195,11 @@ def _family(name: str, told: str, samples: Sequence[tuple[str, float]], kind: st
     yield f"# TYPE {name} {kind}"
     for labels, value in samples:
         yield f"{name}{{{labels}}} {value if isinstance(value, int) else round(value)}"
+
+
+def _histogram(name: str, told: str, found: Sequence[tuple[str, Histogram]]) -> Iterator[str]:
+    yield f"# HELP {name} {told}"
+    yield f"# TYPE {name} histogram"
+    for labels, histogram in found:
+        for suffix, all_labels, value in histogram.samples(labels):
+            yield f"{name}{suffix}{{{all_labels}}} {value:.9g}"

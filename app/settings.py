@@ -26,6 +26,8 @@ class Settings(BaseSettings):
     # Where the app listens.
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    # The socket of the process that has the engines, where HTTP is spoken by others. None: one process does both.
+    engines_socket: Path | None = None
     # "KEY" (all scopes) or "KEY=predict+write", several with commas. None: loopback only, and everything is allowed.
     api_keys: str | None = None
 
@@ -33,6 +35,11 @@ class Settings(BaseSettings):
     max_upload_bytes: int = 16 * 1024 * MiB
     # The largest body of a prediction, in bytes.
     max_predict_bytes: int = 64 * MiB
+    # What the bodies of predictions that are being received or answered may hold together, in bytes.
+    max_bodies_bytes: int = 512 * MiB
+    # Seconds that a prediction's body may pause for, and that all of it may take.
+    body_idle_s: float = Field(10.0, gt=0)
+    body_total_s: float = Field(120.0, gt=0)
     # The largest JSON body elsewhere, in bytes.
     max_json_bytes: int = 4 * MiB
     # What an archive may unpack to, in bytes, and how many files it may hold.
@@ -56,12 +63,27 @@ class Settings(BaseSettings):
     threads: int = Field(0, ge=0)
     # Rows that may wait in front of one engine before it answers 429.
     max_queue: int = Field(1024, ge=1)
+    # Seconds after which a run of an engine counts as hanging, where the deployment does not say.
+    run_timeout_s: float = Field(30.0, gt=0)
+    # What the engines of one process may hold in memory, in bytes; 0: no bound. Above it the deployment that was asked
+    # least recently is unloaded, and loaded again when it is asked.
+    engine_memory_bytes: int = Field(0, ge=0)
+    # Requests that may wait for one deployment to be loaded again, and for how long, in seconds.
+    wake_queue: int = Field(256, ge=1)
+    wake_patience_s: float = Field(30.0, gt=0)
     # How long a Redis that is gone is tried again before a call gives up, in seconds.
     redis_patience_s: float = 90.0
     # What a sandboxed child may use: bytes of memory, bytes of one file, seconds of CPU.
     sandbox_memory_bytes: int = 4 * 1024 * MiB
     sandbox_file_bytes: int = 16 * 1024 * MiB
     sandbox_cpu_s: int = 600
+
+    # A collector that takes OpenTelemetry traces over HTTP (http://localhost:4318). None: nothing is traced.
+    otlp_endpoint: str | None = Field(default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
+    # The share of traces kept, of those that begin here; a client's own sampling is obeyed.
+    trace_ratio: float = Field(1.0, ge=0, le=1)
+    # One JSON line on stderr for every request.
+    access_log: bool = False
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

@@ -12,7 +12,8 @@ import time
 import urllib.request
 from types import FrameType
 
-from app.embedded import EmbeddedStore, answers
+from app import tracing
+from app.embedded import EmbeddedStore, answers, short_path
 from app.errors import Conflict, Internal
 from app.processes import Child
 from app.settings import Settings
@@ -24,8 +25,11 @@ READY_S = 10.0
 STOP_S = 25.0
 
 
-def serve(settings: Settings, workers: int) -> int:
-    """Runs until SIGTERM or SIGINT; the exit code. Prints one line with the URL when the service is ready."""
+def serve(settings: Settings, workers: int, http_processes: int = 1) -> int:
+    """Runs until SIGTERM or SIGINT; the exit code. Prints one line with the URL when the service is ready.
+
+    http_processes: with more than one the engines get a process of their own (docs/adr/0010).
+    """
     stopping: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -35,8 +39,9 @@ def serve(settings: Settings, workers: int) -> int:
         signal.signal(number, stop)
     _check_redis_url(settings)
     _check_store_url(settings)
-    listener = _listen(settings)
-    host, port = listener.getsockname()[:2]
+    tracing.check(settings)
+    listeners = _listen(settings, http_processes)
+    host, port = listeners[0].getsockname()[:2]
     store = None if settings.redis_url else EmbeddedStore(settings.data)
     children: list[Child] = []
     try:
@@ -44,21 +49,27 @@ def serve(settings: Settings, workers: int) -> int:
         if store:  # this data folder is ours alone: what lies there was left by an app that was killed
             for left in settings.scratch.glob("dataset-*"):
                 shutil.rmtree(left, ignore_errors=True)
-        environ = settings.model_copy(
-            update={"redis_url": redis_url, "port": port, "data": settings.data.absolute()}
-        ).environ()
-        app = Child("app", ["-m", "app", "http", "--fd", str(listener.fileno())], environ, keep=(listener.fileno(),))
-        children.append(app)
+        chosen = {"redis_url": redis_url, "port": port, "data": settings.data.absolute()}
+        if http_processes > 1:
+            chosen["engines_socket"] = short_path(settings.data, "engines.sock")
+        environ = settings.model_copy(update=chosen).environ()
+        if http_processes > 1:
+            children.append(Child("engines", ["-m", "app", "engines"], environ))
+        fronts = [
+            Child("app", ["-m", "app", "http", "--fd", str(fd)], environ, keep=(fd,))
+            for fd in (listener.fileno() for listener in listeners)
+        ]
+        children += fronts
         if workers:
             children.append(Child("workers", ["-m", "workers", "--count", str(workers)], environ))
         for child in children:
             child.start()
         reach = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         address = f"http://{_shown(reach)}:{port}"
-        if not _wait_until("live", LIVE_S, address, app, stopping) and not stopping:
+        if not _wait_until("live", LIVE_S, address, children, stopping) and not stopping:
             raise Internal(f"the app did not answer within {LIVE_S:.0f} s", hint="its log is above")
         # Deployments of an earlier run are served again; one that cannot be must not keep the others waiting.
-        _wait_until("ready", READY_S, address, app, stopping)
+        _wait_until("ready", READY_S, address, children, stopping)
         if not stopping:
             print(f"Enginesmith is ready at http://{_shown(host)}:{port}", flush=True)  # noqa: T201
         while not stopping:
@@ -69,14 +80,17 @@ def serve(settings: Settings, workers: int) -> int:
             for child in children:
                 child.tend()
     finally:
-        for child in reversed(children):
-            child.ask_to_stop()
+        # The engines last: fronts that drain still need them.
         deadline = time.monotonic() + STOP_S
-        for child in children:
-            child.end(deadline)
+        for ending in ([c for c in children if c.name != "engines"], [c for c in children if c.name == "engines"]):
+            for child in reversed(ending):
+                child.ask_to_stop()
+            for child in ending:
+                child.end(deadline)
         if store:
             store.stop()
-        listener.close()
+        for listener in listeners:
+            listener.close()
     return 0
 
 
@@ -121,31 +135,51 @@ def _check_redis_url(settings: Settings) -> None:
         ) from None
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _listen(settings: Settings, count: int) -> list[socket.socket]:
+    """A listening socket per process of HTTP: the kernel then deals connections out evenly, where one socket shared by
+    all would have whoever wakes first take everything that waits. Kept open here, so that a front that is started
+    again finds its own, with the connections that came meanwhile."""
     check_host(settings)
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listeners: list[socket.socket] = []
+    port = settings.port
     try:
-        listener.bind((settings.host, settings.port))
+        for _ in range(count):
+            listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET, socket.SOCK_STREAM)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if count > 1:
+                if port:
+                    _check_free(settings.host, port, listener.family, first=len(listeners) == 1)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind((settings.host, port))
+            port = listener.getsockname()[1]
+            listener.listen(2048)
+            listener.set_inheritable(True)
     except OSError as error:
-        listener.close()
+        for listener in listeners:
+            listener.close()
         raise Conflict(
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
             code="address_in_use",
             hint="another program uses it: name another with --port, or --port 0 for a free one",
         ) from None
-    listener.listen(2048)
-    listener.set_inheritable(True)
-    return listener
+    return listeners
 
 
-def _wait_until(state: str, patience_s: float, address: str, app: Child, stopping: list[int]) -> bool:
+def _check_free(host: str, port: int, family: int, *, first: bool) -> None:
+    """Raises OSError where somebody else listens: with SO_REUSEPORT another service of ours would not be noticed."""
+    if first:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+
+
+def _wait_until(state: str, patience_s: float, address: str, children: list[Child], stopping: list[int]) -> bool:
     """Whether /healthz/{state} has answered 200 within that time. Raises Internal when the app dies instead."""
     deadline = time.monotonic() + patience_s
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < deadline and not stopping:
-        if app.dead:
+        if any(child.dead and child.name != "workers" for child in children):
             raise Internal("the app did not start", hint="its log is above")
         with contextlib.suppress(OSError), opener.open(f"{address}/healthz/{state}", timeout=2):
             return True

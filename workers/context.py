@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app import tracing
 from app.domain.records import Job, Version, parse_ref
 from app.errors import NotFound, Unprocessable
 from app.settings import Settings
@@ -57,7 +58,8 @@ class Context:
             name, n = parse_ref(ref)
             version = self.catalog.version(name, n) if n else self.catalog.versions(name)[-1]
             folder = self.scratch / "sources" / version.ref
-            self._sources[ref] = version, fetch_files(self.artifacts, version.folder, version.files, folder)
+            with tracing.span("fetch", what=version.ref):
+                self._sources[ref] = version, fetch_files(self.artifacts, version.folder, version.files, folder)
         return self._sources[ref]
 
     def dataset(self, ref: str | None = None) -> Data:
@@ -70,12 +72,14 @@ class Context:
         record = self.catalog.dataset(*parse_ref(ref))
         folder = self.scratch / "datasets" / record.ref
         if not folder.exists():
-            fetch_files(self.artifacts, record.folder, record.files, folder)
+            with tracing.span("fetch", what=record.ref):
+                fetch_files(self.artifacts, record.folder, record.files, folder)
         return open_dataset(record, folder)
 
     def fetch_upload(self, key: str, to: Path) -> Path:
         """The staged upload of an import. Raises NotFound."""
-        return self.artifacts.fetch(key, to)
+        with tracing.span("fetch", what=key):
+            return self.artifacts.fetch(key, to)
 
     def checkpoint(self, state: bytes | Path, epoch: int) -> None:
         """Keeps the state after an epoch for a later attempt, and forgets all but the newest two."""

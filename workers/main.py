@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from app import runtimes
+from app import runtimes, tracing
 from app.domain.records import now
 from app.embedded import answers, url_of
 from app.errors import NotFound, Problem
@@ -148,8 +148,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--count must be at least 1")
     try:
         settings = Settings(**({"data": given.data} if given.data else {}))
+        tracing.check(settings)
         answers(settings.redis_url or url_of(settings.data))  # a URL of no kind that Redis knows is a ValueError
     except ValueError as error:
         parser.error(f"the settings are wrong: {error}")
+    except Problem as problem:
+        parser.error(f"{problem.detail}\nhint: {problem.hint}")
     logging.basicConfig(stream=sys.stderr, level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
     return work(settings, queues, given.count)

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import Any
 
+from app import tracing
 from app.domain.records import now
 from app.errors import Problem
 from app.storage.catalog import Catalog
@@ -34,6 +35,7 @@ class Report:
     def progress(self, done: float, total: float | None, unit: str, phase: str | None) -> None:
         if phase is not None and phase != self._phase:
             self._phase, self._phase_at, self._done_at_phase = phase, time.monotonic(), done
+            tracing.phase(phase)
         moved, spent = done - self._done_at_phase, time.monotonic() - self._phase_at
         eta = round((total - done) * spent / moved, 1) if total and moved > 0 and spent > 0.5 else None
         self._progress = {

@@ -9,8 +9,10 @@ import os
 import shutil
 import sys
 import traceback
+from contextlib import AbstractContextManager
 from typing import Any
 
+from app import tracing
 from app.domain import specs
 from app.domain.records import Job, Made, Result, Version, now
 from app.errors import InsufficientStorage, Internal, NotFound, Problem
@@ -52,12 +54,30 @@ def run(id: str, attempt: int) -> None:
     scratch = settings.scratch / "jobs" / f"{id}-{attempt}"
     shutil.rmtree(scratch, ignore_errors=True)
     artifacts = Artifacts(settings.artifacts_url)
-    with Lease(catalog, queue, settings, id, attempt, scratch) as lease:
-        lease.on_cancel = lambda: _clear(artifacts, job)
+    tracing.start(settings, "worker")
+    with Lease(catalog, queue, settings, id, attempt, scratch) as lease, _traced(job) as span:
+        lease.on_cancel = lambda: _cancelled(artifacts, job, span)
         try:
             _attempt(job, settings, catalog, artifacts, lease)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+    tracing.stop()
+
+
+def _traced(job: Job) -> AbstractContextManager[tracing.Span | None]:
+    """The attempt as a span of the trace that the job's request began, or continued."""
+    about = {"job.id": job.id, "job.kind": job.kind, "job.attempt": job.attempt, "model": job.model}
+    attributes = {f"enginesmith.{name}": value for name, value in (about | {"dataset": job.dataset}).items()}
+    return tracing.span(f"job {job.kind}", "consumer", job.traceparent, root=True, **attributes)
+
+
+def _cancelled(artifacts: Artifacts, job: Job, span: tracing.Span | None) -> None:
+    """In the lease's thread: the process ends right after this."""
+    _clear(artifacts, job)
+    if span is not None:
+        span.error = "cancelled"
+        span.end()
+        tracing.stop(0.5)
 
 
 def _attempt(job: Job, settings: Settings, catalog: Catalog, artifacts: Artifacts, lease: Lease) -> None:
@@ -69,6 +89,7 @@ def _attempt(job: Job, settings: Settings, catalog: Catalog, artifacts: Artifact
         return  # the lease's thread ends this process
     except BaseException as error:
         problem = _problem(error, job)
+        tracing.fail(problem.detail)
         if not isinstance(error, Cancelled):
             report.line(problem.detail, "error")
         if problem.status == 500:
@@ -99,6 +120,7 @@ def _work(
         catalog.put_version(published)  # the attempt before got as far as the manifest
         return Result(model=published.ref, verdict=published.verdict, report=published.details.get("report", {})), {}
 
+    tracing.phase("starting")
     from workers.passes import apply
 
     spec = specs.parse({k: v for k, v in job.spec.items() if v is not None} | _resolved(job))

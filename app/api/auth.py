@@ -92,31 +92,30 @@ class Keys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self.keys:
-            problem = self.refusal(scope)
-            if problem is not None:
+            wanted = needed(scope["method"], scope["path"])
+            given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
+            if wanted is not None and (problem := refusal(self.keys, wanted, given)) is not None:
                 return await answer(problem, scope["path"])(scope, receive, send)
         return await self.app(scope, receive, send)
 
-    def refusal(self, scope: Scope) -> Unauthorized | Forbidden | None:
-        wanted = needed(scope["method"], scope["path"])
-        if wanted is None:
-            return None
-        given = next((v for k, v in scope["headers"] if k == b"authorization"), b"").decode("latin-1")
-        kind, _, token = given.partition(" ")
-        if kind.lower() != "bearer" or not token.strip():
-            return Unauthorized(
-                "this needs a key", hint="send it as Authorization: Bearer KEY", headers=_CHALLENGE, code="no_key"
-            )
-        digest = _digest(token.strip())
-        # Every key is compared, so that the time taken tells nothing about which one was nearly right.
-        held = [key for key in self.keys if hmac.compare_digest(key.digest, digest)]
-        if not held:
-            return Unauthorized("this key is not known here", headers=_CHALLENGE, code="unknown_key")
-        if not any(key.may(wanted) for key in held):
-            return Forbidden(
-                f"this key lacks the scope {wanted!r}", hint="use another key, or have this one's scopes widened"
-            )
-        return None
+
+def refusal(keys: tuple[Key, ...], wanted: str, authorization: bytes) -> Unauthorized | Forbidden | None:
+    """Why a request with this header Authorization must not have what the scope `wanted` is for, if so."""
+    kind, _, token = authorization.decode("latin-1").partition(" ")
+    if kind.lower() != "bearer" or not token.strip():
+        return Unauthorized(
+            "this needs a key", hint="send it as Authorization: Bearer KEY", headers=_CHALLENGE, code="no_key"
+        )
+    digest = _digest(token.strip())
+    # Every key is compared, so that the time taken tells nothing about which one was nearly right.
+    held = [key for key in keys if hmac.compare_digest(key.digest, digest)]
+    if not held:
+        return Unauthorized("this key is not known here", headers=_CHALLENGE, code="unknown_key")
+    if not any(key.may(wanted) for key in held):
+        return Forbidden(
+            f"this key lacks the scope {wanted!r}", hint="use another key, or have this one's scopes widened"
+        )
+    return None
 
 
 def _digest(key: str) -> bytes:

@@ -9,66 +9,42 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
 
-from app import runtimes
 from app.api.body import Json, checked, read_json
+from app.api.deployable import deployable, exact, refuse_other_inputs
 from app.api.examples import headers, json_body
 from app.api.paging import Cursor, Limit, page
 from app.api.waiting import applied, preferred_wait
+from app.api.wanted import EXAMPLES, Wanted
 from app.deps import TheCatalog, TheSettings, fleet
-from app.domain.records import NAME, Canary, Deployment, Version, now, parse_ref
-from app.domain.specs import Ref
-from app.errors import Conflict, NotFound, Unprocessable
+from app.domain.records import NAME, Canary, Deployment, Shadow, now
+from app.errors import Conflict, NotFound
+from app.serving.guard import MIN_REQUESTS
 from app.serving.lane import default_max_batch
 from app.settings import Settings
 from app.storage.catalog import Catalog, Stale
 
 router = APIRouter(tags=["deployments"])
 Named = Annotated[str, Path(pattern=NAME, description="the deployment's name")]
-_DOUBTED = ("rejected", "unproven")
 _TRIES = 8
-
-
-class WantedCanary(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    model: Ref
-    percent: float = Field(ge=0, le=100, allow_inf_nan=False, description="share of the requests that it answers")
-
-
-class Wanted(BaseModel):
-    """The body of PUT."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    model: Ref = Field(description="`name@3`, or `name` for its newest engine that was not rejected")
-    instances: int = Field(1, ge=1, le=64, strict=True, description="runs of the engine that may go on at once")
-    max_batch: int | None = Field(
-        None, ge=1, le=65536, strict=True, description="default: what the engine was built for"
-    )
-    max_delay_ms: float = Field(0, ge=0, le=10_000, description="how long a batch waits for more; 0 adds no wait")
-    max_queue: int | None = Field(None, ge=1, strict=True, description="rows that may wait before the answer is 429")
-    canary: WantedCanary | None = None
-    force: bool = Field(False, strict=True, description="deploy a version whose verdict is rejected or unproven")
-
-
-_EXAMPLES = {
-    "plain": {"model": "digits@5"},
-    "tuned": {"model": "digits@5", "instances": 2, "max_batch": 32, "max_queue": 256},
-    "canary": {"model": "digits@5", "canary": {"model": "digits@6", "percent": 5}},
-}
+_DONE = frozenset({"ready", "failed", "asleep"})
 
 
 @router.put(
     "/v1/deployments/{name}",
-    openapi_extra=json_body(Wanted, _EXAMPLES) | headers("Prefer"),
+    openapi_extra=json_body(Wanted, EXAMPLES) | headers("Prefer"),
     responses={201: {"description": "made"}},
 )
 async def put_deployment(name: Named, request: Request, catalog: TheCatalog, settings: TheSettings) -> Response:
     """Wants a version under a name: it is loaded and warmed aside, then swapped in, and no request is lost.
 
-    `Prefer: wait=N` holds the answer until it is ready or has failed.
+    `Prefer: wait=N` holds the answer until it is ready or has failed. A version that fails to load leaves the one
+    before serving. A canary becomes the main version by a PUT that names it as `model`; nothing is loaded anew.
+
+    `status`: `loading`; `ready`: all replicas serve this; `failed`: `error` says why; `asleep`: as wanted, but unloaded
+    to make room for others (`ENGINESMITH_ENGINE_MEMORY_BYTES`), and the next request, which waits, has it loaded.
+    `returned` says which canary broke which bound, when, and by what figures; the next change of what is wanted clears
+    it. `replicas` shows how canary and shadow do on each.
     """
     asked = checked(Wanted, await read_json(request), "the deployment")
     deployment, is_new = await asyncio.to_thread(_want, catalog, name, asked)
@@ -110,7 +86,7 @@ async def delete_deployment(name: Named, request: Request, catalog: TheCatalog) 
 
 @router.post("/v1/deployments/{name}/rollback", openapi_extra=headers("Prefer"))
 async def rollback(name: Named, request: Request, catalog: TheCatalog, settings: TheSettings) -> Response:
-    """Back to the version before. A second rollback goes forth again."""
+    """Back to the version before, without canary and shadow. A second rollback goes forth again."""
     deployment = await asyncio.to_thread(_roll_back, catalog, name)
     return await _answer(deployment, request, catalog, settings, 200)
 
@@ -119,11 +95,12 @@ async def _answer(
     deployment: Deployment, request: Request, catalog: Catalog, settings: Settings, status: int
 ) -> Response:
     seconds = preferred_wait(request.headers)
-    fleet(request).nudge()
+    # Seen here before it is answered: whoever asks for readiness next is not told of what was before.
+    await fleet(request).settled()
     until = time.monotonic() + seconds
     while True:
         view = await asyncio.to_thread(_view, deployment, catalog, settings)
-        if view["status"] in ("ready", "failed") or time.monotonic() >= until or await request.is_disconnected():
+        if view["status"] in _DONE or time.monotonic() >= until or await request.is_disconnected():
             break
         await asyncio.sleep(0.1)
     told = {"Location": f"/v1/deployments/{deployment.name}"} | applied(seconds)
@@ -137,11 +114,16 @@ def _want(catalog: Catalog, name: str, asked: Wanted) -> tuple[Deployment, bool]
             before: Deployment | None = catalog.deployment(name)
         except NotFound:
             before = None
-        model = _deployable(catalog, asked.model, asked)
+        model = deployable(catalog, asked.model, asked)
         fields = asked.model_dump() | {"model": model.ref}
         if asked.canary is not None:
-            canary = _deployable(catalog, asked.canary.model, asked)
-            fields["canary"] = Canary(model=canary.ref, percent=asked.canary.percent)
+            canary = deployable(catalog, asked.canary.model, asked)
+            refuse_other_inputs(model, canary, "canary")
+            fields["canary"] = Canary(**asked.canary.model_dump() | {"model": canary.ref})
+        if asked.shadow is not None:
+            shadow = deployable(catalog, asked.shadow.model, asked)
+            refuse_other_inputs(model, shadow, "shadow")
+            fields["shadow"] = Shadow(model=shadow.ref, percent=asked.shadow.percent)
         at = now()
         if before is None:
             wanted = Deployment(name=name, created_at=at, updated_at=at, **fields)
@@ -150,9 +132,10 @@ def _want(catalog: Catalog, name: str, asked: Wanted) -> tuple[Deployment, bool]
             if wanted == before:
                 return before, False
             previous = before.model if before.model != wanted.model else before.previous
-            wanted = wanted.but(previous=previous, generation=before.generation + 1, updated_at=at)
+            changes = {"previous": previous, "returned": None, "generation": before.generation + 1, "updated_at": at}
+            wanted = wanted.but(**changes)
         try:
-            return catalog.put_deployment(wanted, was_generation=before.generation if before else None), before is None
+            return _put(catalog, wanted, before), before is None
         except Stale:
             continue
     raise Stale(f"deployment {name!r} is being changed by others all the time", hint="try again")
@@ -164,7 +147,7 @@ def _roll_back(catalog: Catalog, name: str) -> Deployment:
         if before.previous is None:
             raise Conflict(f"deployment {name!r} has never served another version", code="no_previous")
         try:
-            catalog.version(*_exact(before.previous))
+            catalog.version(*exact(before.previous))
         except NotFound:
             raise Conflict(
                 f"{before.previous}, which {name!r} served before, has been deleted", code="no_previous"
@@ -173,78 +156,22 @@ def _roll_back(catalog: Catalog, name: str) -> Deployment:
             model=before.previous,
             previous=before.model,
             canary=None,
+            shadow=None,
+            returned=None,
             generation=before.generation + 1,
             updated_at=now(),
         )
         try:
-            return catalog.put_deployment(wanted, was_generation=before.generation)
+            return _put(catalog, wanted, before)
         except Stale:
             continue
     raise Stale(f"deployment {name!r} is being changed by others all the time", hint="try again")
 
 
-def _deployable(catalog: Catalog, ref: str, asked: Wanted) -> Version:
-    """The version that a reference means. Raises NotFound; Conflict for one that cannot be deployed."""
-    name, number = parse_ref(ref)
-    if number is not None:
-        version = catalog.version(name, number)
-        _refuse(catalog, version, asked)
-        return version
-    newest_first = list(reversed(catalog.versions(name)))
-    engines = [v for v in newest_first if v.is_engine]
-    if not engines:
-        raise _no_engine(newest_first[0])
-    first_refusal: Conflict | Unprocessable | None = None
-    for version in engines:
-        try:
-            _refuse(catalog, version, asked)
-        except (Conflict, Unprocessable) as error:
-            first_refusal = first_refusal or error
-        else:
-            return version
-    assert first_refusal is not None
-    raise first_refusal
-
-
-def _refuse(catalog: Catalog, version: Version, asked: Wanted) -> None:
-    """Raises Conflict or Unprocessable when this version cannot be deployed as asked."""
-    if not version.is_engine:
-        raise _no_engine(version)
-    found = runtimes.get(version.format).available()
-    if not found.ok:
-        raise Conflict(
-            f"{version.ref} is an engine of {version.format}, which cannot run here: {found.reason}",
-            code="runtime_unavailable",
-            hint="convert for another target, or deploy where that runtime is available",
-        )
-    built_for = default_max_batch(version)
-    if version.format.startswith("tensorrt") and asked.max_batch is not None and asked.max_batch > built_for:
-        raise Unprocessable(
-            f"{version.ref} was built for at most {built_for} rows, and max_batch is {asked.max_batch}",
-            hint="deploy with a smaller max_batch, or convert with a larger one",
-        )
-    verdicts = [e["verdict"] for e in catalog.evaluations(version.ref) if e.get("verdict")] or [version.verdict]
-    if not asked.force and (doubts := [v for v in verdicts if v in _DOUBTED]):
-        raise Conflict(
-            f"{version.ref} was judged {doubts[0]}: it did not meet the bounds set for it",
-            code=f"version_{doubts[0]}",
-            hint='look at its metrics; deploy it all the same with "force": true',
-        )
-
-
-def _no_engine(version: Version) -> Conflict:
-    return Conflict(
-        f"{version.ref} is no engine: its format is {version.format}",
-        code="not_an_engine",
-        hint=f'convert it first: POST /v1/jobs {{"kind": "convert", "model": "{version.ref}", "target": "openvino"}}',
-    )
-
-
-def _exact(ref: str) -> tuple[str, int]:
-    name, number = parse_ref(ref)
-    if number is None:
-        raise NotFound(f"{ref!r} names no exact version")
-    return name, number
+def _put(catalog: Catalog, wanted: Deployment, before: Deployment | None) -> Deployment:
+    if before is None:
+        return catalog.put_deployment(wanted, was_generation=None)
+    return catalog.put_deployment(wanted, was_generation=before.generation, was_made=before.created_at)
 
 
 def _view(deployment: Deployment, catalog: Catalog, settings: Settings) -> dict[str, Any]:
@@ -255,10 +182,11 @@ def _view(deployment: Deployment, catalog: Catalog, settings: Settings) -> dict[
     max_batch = deployment.max_batch
     if max_batch is None:
         try:
-            max_batch = default_max_batch(catalog.version(*_exact(deployment.model)))
+            max_batch = default_max_batch(catalog.version(*exact(deployment.model)))
         except NotFound:
             max_batch = None
     return deployment.model_dump(mode="json") | {
+        "canary": _canary(deployment.canary),
         "status": status,
         "max_batch": max_batch,
         "max_queue": deployment.max_queue or settings.max_queue,
@@ -267,14 +195,24 @@ def _view(deployment: Deployment, catalog: Catalog, settings: Settings) -> dict[
     }
 
 
+def _canary(canary: Canary | None) -> dict[str, Any] | None:
+    """With the bounds that are stated, and how many requests it takes to judge by them."""
+    if canary is None:
+        return None
+    told = canary.model_dump(mode="json", exclude_none=True)
+    is_bound = canary.max_error_rate is not None or canary.max_p99_ms is not None
+    return {"min_requests": MIN_REQUESTS} | told if is_bound else told
+
+
 def _status(deployment: Deployment, reports: Collection[dict[str, Any]]) -> str:
-    """`ready` only when every live replica serves this very generation."""
+    """`ready` only when every live replica serves this very generation; one that sleeps does so when it is asked."""
     current = [str(r.get("status")) for r in reports if _is_current(deployment, r)]
     for status in ("failed", "building"):
         if status in current:
             return status
-    done = len(current) == len(reports) > 0 and all(s == "ready" for s in current)
-    return "ready" if done else "loading"
+    if not current or len(current) < len(reports) or not set(current) <= {"ready", "asleep"}:
+        return "loading"
+    return "ready" if "ready" in current else "asleep"
 
 
 def _is_current(deployment: Deployment, report: dict[str, Any]) -> bool:

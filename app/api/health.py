@@ -8,7 +8,7 @@ from fastapi.responses import PlainTextResponse, Response
 from app.api.body import Json
 from app.deps import fleet
 from app.errors import Unavailable
-from app.observe import METRICS_TYPE, exposition
+from app.observe import METRICS_TYPE
 
 router = APIRouter(tags=["health"])
 
@@ -23,10 +23,18 @@ async def live() -> Response:
 @router.head("/healthz/ready", include_in_schema=False)
 @router.get("/healthz/ready", responses={503: {"description": "something is missing; the body says what"}})
 async def ready(request: Request) -> Response:
-    """200 only when every deployment wanted is served by this replica, as wanted, and Redis answers."""
+    """200 only when every deployment wanted is served by this replica, as wanted, and Redis answers.
+
+    So 503 during a swap too, though the version before answers all the while: 200 must mean that a request gets the
+    version wanted, and what was wanted a moment ago is looked up in Redis now. A deployment that sleeps counts as
+    served, because a request has it loaded. To route traffic ask `/healthz/serving`: this one says no on all replicas
+    at once when a version is being loaded.
+    """
     the_fleet = fleet(request)
     errors = []
-    if not await the_fleet.redis_answers():
+    if await the_fleet.redis_answers():
+        await the_fleet.settled()
+    else:
         errors.append({"loc": ["redis"], "msg": "does not answer"})
     errors += [{"loc": ["deployments", n], "msg": why} for n, why in sorted(the_fleet.missing().items())]
     if errors:
@@ -35,7 +43,22 @@ async def ready(request: Request) -> Response:
     return Json({"status": "ready", "redis": True, "deployments": the_fleet.names()})
 
 
+@router.head("/healthz/serving", include_in_schema=False)
+@router.get("/healthz/serving", responses={503: {"description": "a deployment has no version that answers"}})
+async def serving(request: Request) -> Response:
+    """200 when a request to any deployment gets an answer of some version: for load balancers.
+
+    A swap that goes on, one that has failed and a Redis that is gone change nothing: predictions go on.
+    """
+    the_fleet = fleet(request)
+    missing = the_fleet.unserved()
+    if missing or not the_fleet.known:
+        told = f"nothing answers for {', '.join(missing)}" if missing else "the deployments are not known yet"
+        raise Unavailable(told, code="not_serving", headers={"Retry-After": "1"})
+    return Json({"status": "serving", "deployments": the_fleet.names()})
+
+
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus' text form: requests of the service, and deployments under Triton's names."""
-    return Response(exposition() + fleet(request).exposition().encode(), media_type=METRICS_TYPE)
+    return Response(await fleet(request).scrape(), media_type=METRICS_TYPE)

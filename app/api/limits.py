@@ -8,9 +8,10 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import answer
-from app.errors import Problem, TooLarge
+from app.errors import TooLarge
 from app.settings import MiB, Settings
 
+PREDICT = "MAX_PREDICT_BYTES"
 MULTIPART_EXTRA = MiB  # boundaries and headers of parts
 # What is still taken in after an early refusal, so that a client which only reads once it has written gets its answer.
 LINGER_BYTES = 256 * MiB
@@ -23,7 +24,7 @@ def limit(settings: Settings, method: str, path: str) -> tuple[int, str]:
     if method == "POST" and path in ("/v1/models", "/v1/datasets"):
         return settings.max_upload_bytes + settings.max_json_bytes + MULTIPART_EXTRA, "MAX_UPLOAD_BYTES"
     if path.startswith(("/predict/", "/v2/")):
-        return settings.max_predict_bytes, "MAX_PREDICT_BYTES"
+        return settings.max_predict_bytes, PREDICT
     return settings.max_json_bytes, "MAX_JSON_BYTES"
 
 
@@ -39,14 +40,14 @@ class Limits:
             return await self.app(scope, receive, send)
         most, setting = limit(self.settings, scope["method"], scope["path"])
         declared = _declared(scope)
-        body = _Body(receive, most, setting)
-        sending = _Lingering(send, body) if declared else send
+        body = Body(receive, most, setting)
+        sending = Lingering(send, body) if declared else send
         if declared and declared > most:
-            return await answer(_too_large(most, setting), scope["path"])(scope, receive, sending)
+            return await answer(too_large(most, setting), scope["path"])(scope, receive, sending)
         return await self.app(scope, body, sending)
 
 
-class _Body:
+class Body:
     """A request's body as it is received, counted."""
 
     def __init__(self, receive: Receive, most: int, setting: str) -> None:
@@ -58,7 +59,7 @@ class _Body:
     async def __call__(self) -> Message:
         message = await self.raw()
         if self.count > self.most:
-            raise _too_large(self.most, self.setting)
+            raise too_large(self.most, self.setting)
         return message
 
     async def raw(self) -> Message:
@@ -71,10 +72,10 @@ class _Body:
         return message
 
 
-class _Lingering:
+class Lingering:
     """Sends the answer; where the body was not read to its end, closes only after reading on for a while."""
 
-    def __init__(self, send: Send, body: _Body) -> None:
+    def __init__(self, send: Send, body: Body) -> None:
         self._send = send
         self._body = body
         self._closing = False
@@ -109,7 +110,8 @@ def _declared(scope: Scope) -> int:
     return 0
 
 
-def _too_large(most: int, setting: str) -> Problem:
+def too_large(most: int, setting: str) -> TooLarge:
+    """The error for a body over the limit. setting: the one that says so."""
     return TooLarge(
         f"the body is larger than {most} bytes",
         hint=f"send less, or have ENGINESMITH_{setting} raised where the service is started",

@@ -246,7 +246,7 @@ def get_version(name: str, version: int, catalog: TheCatalog) -> Response:
 def delete_version(name: str, version: int, catalog: TheCatalog, artifacts: TheArtifacts) -> Response:
     ref = catalog.version(name, version).ref
     for deployment in catalog.deployments():
-        if ref in (deployment.model, deployment.canary.model if deployment.canary else None):
+        if ref in deployment.refs:
             raise Conflict(
                 f"{ref} is deployed as {deployment.name!r}",
                 code="deployed",

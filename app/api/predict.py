@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
+from urllib.parse import parse_qsl
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path
 from fastapi.responses import Response
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
 
-from app.deps import fleet
-from app.errors import BadRequest, BadTensor, DeadlineExceeded, Problem, Unprocessable, UnsupportedMedia
-from app.metrics import OTHER
-from app.serving import wire
+from app.api.hot import Ask, Told
+from app.errors import (
+    BadRequest,
+    BadTensor,
+    DeadlineExceeded,
+    NotFound,
+    Problem,
+    Unavailable,
+    Unprocessable,
+    UnsupportedMedia,
+)
+from app.serving import json_tensors, wire
 from app.serving.fleet import Fleet
 from app.serving.lane import Lane
+from app.serving.terms import terms_of
 
 router = APIRouter(tags=["predict"])
 T = TypeVar("T")
 _MANY_JSON, _MANY_BYTES = 64 * 1024, 4 * 1024 * 1024  # above these a body is decoded in a thread
-_A_MOMENT_S = 0.05
+_HUGE_JSON = 4 * 1024 * 1024  # as Python's objects it takes ten times that: never two at a time
+_one_by_one = ThreadPoolExecutor(1, thread_name_prefix="decode-huge")
 _TAKEN_DOWN = "shutting_down"
 
 _EXAMPLE: dict[str, Any] = {"inputs": [[0.0, 0.5, 1.0]], "top_k": 3}
@@ -115,58 +124,91 @@ _OPENAPI: dict[str, Any] = {
 
 
 @router.post("/predict/{deployment}", openapi_extra=_OPENAPI)
-async def predict(deployment: Annotated[str, Path(max_length=200)], request: Request) -> Response:
+async def predict(deployment: Annotated[str, Path(max_length=200)]) -> Response:
     """Answers one request with the version deployed. Rows of several requests share a run of the engine."""
-    deadline = _deadline(request.headers)
-    the_fleet = fleet(request)
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedMedia("a compressed body is not taken here", hint="send it without Content-Encoding")
-    kind_given = request.headers.get("content-type", "")
-    # Asked before the body is read: what is refused anyway need not travel.
-    wire.body_kind(kind_given, (await the_fleet.find(deployment)).version)
-    body = await request.body()
-    async with _unless_gone(request):
-        for again in (True, False):
-            # A new version may have been swapped in while the body came.
-            with the_fleet.lane(deployment) as lane:
-                try:
-                    return await _answer(lane, kind_given, body, request, the_fleet, deadline)
-                except Problem as problem:
-                    if problem.code != _TAKEN_DOWN or not again:
-                        raise
+    # The page in /docs is made from this; requests are answered by `answer`, through app/api/hot.py.
+    raise NotFound(f"no deployment {deployment!r}", code="deployment_not_found")
+
+
+async def check(ask: Ask) -> None:
+    """Refuses before the body has come what would be refused whatever it says. Raises NotFound, UnsupportedMedia …"""
+    _encoding(ask)
+    lane = await _lane(ask)
+    terms_of(lane).kind(ask.headers.get(b"content-type", b""))
+
+
+async def answer(ask: Ask) -> Told:
+    """Decodes, has it inferred, and encodes. Raises Problem."""
+    given = ask.headers.get(b"x-timeout-ms")
+    deadline = None if given is None else _deadline(given, ask.came)
+    _encoding(ask)
+    for again in (True, False):
+        # A new version may have been swapped in while the body came.
+        with await _lane(ask, deadline) as lane:
+            try:
+                return await _answer(ask, lane, deadline)
+            except Problem as problem:
+                if problem.code != _TAKEN_DOWN or not again:
+                    raise
     raise AssertionError("the loop above returns or raises")
 
 
-async def _answer(
-    lane: Lane, content_type: str, body: bytes, request: Request, the_fleet: Fleet, deadline: float | None
-) -> Response:
-    version, headers, query = lane.version, request.headers, request.query_params
+def _encoding(ask: Ask) -> None:
+    if ask.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise UnsupportedMedia("a compressed body is not taken here", hint="send it without Content-Encoding")
+
+
+async def _lane(ask: Ask, deadline: float | None = None) -> Lane:
     try:
-        kind = wire.body_kind(content_type, version)
-        chosen = {"outputs": query.get("outputs"), "top_k": query.get("top_k")}
-        if kind in ("image", "multipart"):
-            images = [body] if kind == "image" else await _files(headers, body, lane.max_batch)
-            asked = await _aside(the_fleet, lambda: wire.decode_images(images, version, **chosen))
-        else:
-            limit = request.app.state.settings.max_predict_bytes
+        return ask.fleet.lane(ask.name)
+    except (NotFound, Unavailable):
+        return await ask.fleet.find(ask.name, deadline=deadline)
 
-            def decode() -> wire.Asked:
-                return wire.decode(kind, body, version, limit=limit, **chosen)
 
-            is_large = len(body) > (_MANY_JSON if kind == "json" else _MANY_BYTES) or kind == "npz"
-            asked = await _aside(the_fleet, decode) if is_large else decode()
-        answer_kind = wire.answer_kind(headers.get("accept"), kind, len(asked.outputs))
-    except Problem:
-        lane.batcher.meter.failed[OTHER] += 1
+async def _answer(ask: Ask, lane: Lane, deadline: float | None) -> Told:
+    headers, terms = ask.headers, terms_of(lane)
+    ask.ref = lane.version.ref
+    lane.refuse_if_full(terms.row_bytes)  # decoding may cost more than the engine does
+    try:
+        kind = terms.kind(headers.get(b"content-type", b""))
+        asked = terms.npy(ask.body) if kind == "npy" and not ask.query else None
+        if asked is None:
+            asked = await _decoded(ask, lane, kind, deadline)
+            if kind == "npy":
+                terms.learn(ask.body)
+        answer_kind = terms.answer_kind(headers.get(b"accept"), kind, len(asked.outputs))
+    except Problem as problem:
+        lane.refused(problem.code)
         raise
-    outputs = await lane.infer(asked.inputs, deadline=deadline)
+    outputs = await lane.infer(asked.inputs, deadline=deadline, stages=ask.stages)
+    ask.fleet.mirror(ask.name, lane, asked.inputs, outputs)
 
-    def encode() -> tuple[bytes, str]:
-        return wire.encode(answer_kind, outputs, asked, version)
+    def encode() -> bytes:
+        return wire.encode(answer_kind, outputs, asked, lane.version)[0]
 
-    is_large = sum(array.nbytes for array in outputs.values()) > _MANY_BYTES // 4
-    content, media = await _aside(the_fleet, encode) if is_large else encode()
-    return Response(content, media_type=media, headers={"Enginesmith-Model": version.ref})
+    is_large = any(array.nbytes > _MANY_BYTES // 4 for array in outputs.values())
+    return Told(200, terms.headers[answer_kind], await _aside(ask.fleet, encode) if is_large else encode())
+
+
+async def _decoded(ask: Ask, lane: Lane, kind: wire.Kind, deadline: float | None) -> wire.Asked:
+    """The tensors of a body. What takes long is done in a thread."""
+    query = dict(parse_qsl(ask.query.decode("latin-1"), keep_blank_values=True)) if ask.query else {}
+    chosen = {"outputs": query.get("outputs"), "top_k": query.get("top_k")}
+    body, version = ask.body, lane.version
+    if kind in ("image", "multipart"):
+        images = [body] if kind == "image" else await _files(ask.headers, body, lane.max_batch)
+        found = await terms_of(lane).decoding.rows(images, ask.fleet.decoding, lane.plan.max_queue, deadline)
+        return wire.images_asked(found, version, **chosen)
+
+    def decode() -> wire.Asked:
+        return wire.decode(kind, body, version, limit=ask.settings.max_predict_bytes, **chosen)
+
+    if kind == "json" and len(body) > _MANY_JSON:
+        json_tensors.refuse_many(body, version.signature, lane.max_batch)
+        if len(body) > _HUGE_JSON:
+            return await asyncio.get_running_loop().run_in_executor(_one_by_one, decode)
+    is_large = len(body) > (_MANY_JSON if kind == "json" else _MANY_BYTES) or kind == "npz"
+    return await _aside(ask.fleet, decode) if is_large else decode()
 
 
 async def _aside(the_fleet: Fleet, work: Callable[[], T]) -> T:
@@ -174,31 +216,29 @@ async def _aside(the_fleet: Fleet, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(the_fleet.decoding, work)
 
 
-def _deadline(headers: Headers) -> float | None:
+def _deadline(given: bytes, came: float) -> float:
     """On time.monotonic's clock. Raises Unprocessable for a header that is no number of milliseconds."""
-    given = headers.get("x-timeout-ms")
-    if given is None:
-        return None
     try:
         milliseconds = float(given)
     except ValueError:
         milliseconds = math.nan
     if not 0 <= milliseconds < math.inf:
+        told = given[:40].decode("latin-1")
         raise Unprocessable(
-            f"X-Timeout-Ms must be a number of milliseconds, not {given[:40]!r}", code="bad_timeout", hint="such as 250"
+            f"X-Timeout-Ms must be a number of milliseconds, not {told!r}", code="bad_timeout", hint="such as 250"
         )
     if milliseconds == 0:
         raise DeadlineExceeded("X-Timeout-Ms is 0: the deadline has passed already")
-    return time.monotonic() + milliseconds / 1e3
+    return came + milliseconds / 1e3
 
 
-async def _files(headers: Headers, body: bytes, max_batch: int) -> list[bytes]:
+async def _files(headers: dict[bytes, bytes], body: bytes, max_batch: int) -> list[bytes]:
     """The files of a multipart body, in order. Raises BadRequest, BadTensor."""
 
     async def chunks() -> AsyncIterator[bytes]:
         yield body
 
-    parser = MultiPartParser(headers, chunks(), max_files=max_batch, max_fields=16)  # type: ignore[arg-type]
+    parser = MultiPartParser(Headers(raw=list(headers.items())), chunks(), max_files=max_batch, max_fields=16)  # type: ignore[arg-type]
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -218,37 +258,3 @@ async def _files(headers: Headers, body: bytes, max_batch: int) -> list[bytes]:
         return [await value.read() for _, value in form.multi_items() if isinstance(value, UploadFile)]
     finally:
         await form.close()
-
-
-@asynccontextmanager
-async def _unless_gone(request: Request) -> AsyncIterator[None]:
-    """Cancels what is inside once the client has gone. Looks only when it takes longer than a moment: a look costs."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None
-    watch: asyncio.Task[None] | None = None
-    gone = False
-
-    async def look() -> None:
-        nonlocal gone
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        task.cancel()
-
-    def begin() -> None:
-        nonlocal watch
-        watch = loop.create_task(look())
-
-    timer = loop.call_later(_A_MOMENT_S, begin)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if gone:
-            task.uncancel()
-            raise ClientDisconnect from None
-        raise
-    finally:
-        timer.cancel()
-        if watch is not None:
-            watch.cancel()

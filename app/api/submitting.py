@@ -13,6 +13,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app import tracing
 from app.api.body import Json
 from app.api.told import job_json
 from app.api.waiting import applied, ended_or, idempotency_key, preferred_wait, same_as_before
@@ -47,7 +48,10 @@ async def submit_once(
         if before is not None:
             return before, False
     try:
-        job = await asyncio.to_thread(catalog.add, await make(id))
+        made = await make(id)
+        if tracing.on:
+            made = made.but(traceparent=tracing.traceparent())
+        job = await asyncio.to_thread(catalog.add, made)
     except BaseException:
         if key is not None:
             await asyncio.shield(asyncio.to_thread(catalog.forget, key))

@@ -217,6 +217,7 @@ class Job(Record):
     attempt: int = 1
     allowed_attempts: int = 2  # the number of the last attempt that the reaper may start
     queue: Literal["cpu", "gpu"] = "cpu"
+    traceparent: str | None = None  # W3C: the trace of the request that made it
     created_at: str
     started_at: str | None = None
     finished_at: str | None = None
@@ -227,8 +228,32 @@ class Job(Record):
 
 
 class Canary(Record):
+    """A version that answers a share of the requests. Breaking a bound that is stated ends it: see `Returned`."""
+
     model: str
     percent: float = Field(ge=0, le=100)
+    max_error_rate: float | None = Field(None, ge=0, le=1)
+    max_p99_ms: float | None = Field(None, gt=0)
+    min_requests: int | None = Field(None, ge=1)
+
+
+class Shadow(Record):
+    """A version that is sent copies of a share of the requests, and whose answers nobody gets."""
+
+    model: str
+    percent: float = Field(100, ge=0, le=100)
+
+
+class Returned(Record):
+    """A canary that broke a bound, and was taken back by the replica that saw it. figures: those it was judged by."""
+
+    model: str
+    percent: float
+    reason: Literal["error_rate", "p99"]
+    detail: str
+    figures: dict[str, Any]
+    replica: str
+    at: str
 
 
 class Deployment(Record):
@@ -242,7 +267,16 @@ class Deployment(Record):
     max_batch: int | None = Field(None, ge=1, le=65536)
     max_delay_ms: float = Field(0, ge=0, le=10_000)
     max_queue: int | None = Field(None, ge=1)
+    run_timeout_s: float | None = Field(None, gt=0)
+    threads: int | None = Field(None, ge=1, le=1024)  # of one engine; None: the setting
     canary: Canary | None = None
+    shadow: Shadow | None = None
+    returned: Returned | None = None
     force: bool = False
     created_at: str
     updated_at: str
+
+    @property
+    def refs(self) -> tuple[str, ...]:
+        """Every version that it needs: the main one first."""
+        return (self.model, *(part.model for part in (self.canary, self.shadow) if part is not None))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -10,10 +9,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.errors import BadTensor
+from app.intake.pictures import LARGEST_PIXELS, opened, pillow
 
-LARGEST_PIXELS = 50_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")  # of Pillow's many parsers, those that people train with
-_SMALLER = "make it smaller first"
 Side = Annotated[int, Field(ge=1, le=8192)]
 
 
@@ -81,69 +78,65 @@ def apply(data: bytes, preprocess: Preprocess) -> npt.NDArray[Any]:
 
 
 def decode(data: bytes, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
-    """One encoded image → H×W×C bytes, resized and cropped. Raises BadTensor."""
-    from PIL import Image  # here: the app starts without it
-
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > LARGEST_PIXELS:
-                raise BadTensor(
-                    f"the image has {width}×{height} pixels; at most {LARGEST_PIXELS} are decoded", hint=_SMALLER
-                )
-            if image.mode.startswith(("I", "F")):
-                raise BadTensor("the image has more than 8 bits a channel", hint="convert it to 8 bits, or send arrays")
-            picture = image.convert("L" if preprocess.channels == 1 else "RGB")
-    except BadTensor:
-        raise
-    except Image.DecompressionBombError:
-        raise BadTensor(f"the image has more than {LARGEST_PIXELS} pixels", hint=_SMALLER) from None
-    except (OSError, ValueError, SyntaxError, OverflowError, MemoryError, EOFError, RuntimeError) as error:
-        why = "it is none of " + ", ".join(FORMATS) if "cannot identify" in str(error) else str(error)
-        raise BadTensor(f"the image cannot be decoded: {why}", hint="send JPEG or PNG") from None
-    method = {
-        "bilinear": Image.Resampling.BILINEAR,
-        "nearest": Image.Resampling.NEAREST,
-        "bicubic": Image.Resampling.BICUBIC,
-    }[preprocess.interpolation]
-    if preprocess.resize is not None:
-        if isinstance(preprocess.resize, tuple):
-            height, width = preprocess.resize
-        else:
-            width, height = picture.size
-            share = preprocess.resize / min(width, height)
-            height, width = max(1, round(height * share)), max(1, round(width * share))
-            if height * width > LARGEST_PIXELS:
-                raise BadTensor(
-                    f"the image would be resized to {width}×{height}, which is too much",
-                    hint="send one that is less long and thin",
-                )
-        if picture.size != (width, height):
-            picture = picture.resize((width, height), method)
-    if preprocess.crop is not None:
-        (height, width), (have_w, have_h) = preprocess.crop, picture.size
-        if height > have_h or width > have_w:
-            raise BadTensor(
-                f"the image is {have_h}×{have_w}, smaller than the crop of {height}×{width}",
-                hint="send a larger one, or give `preprocess` a `resize` before its crop",
-            )
-        left, top = (have_w - width) // 2, (have_h - height) // 2
-        picture = picture.crop((left, top, left + width, top + height))
+    """One encoded image → H×W×C bytes: upright as its EXIF says, resized and cropped. Raises BadTensor."""
+    picture = opened(data, "L" if preprocess.channels == 1 else "RGB")
+    width, height = _size(preprocess, *picture.size)
+    box = _middle(preprocess, width, height)
+    if picture.size != (width, height):
+        # All of it, not only what the crop leaves: with a `box` Pillow may go down before across, and round elsewhere.
+        picture = picture.resize((width, height), getattr(pillow().Resampling, preprocess.interpolation.upper()))
+    if box != (0, 0, *picture.size):
+        picture = picture.crop(box)
     pixels = np.asarray(picture, dtype=np.uint8)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
+def _size(preprocess: Preprocess, width: int, height: int) -> tuple[int, int]:
+    """Width and height after resizing. Raises BadTensor."""
+    if preprocess.resize is None:
+        return width, height
+    if isinstance(preprocess.resize, tuple):
+        return preprocess.resize[1], preprocess.resize[0]
+    share = preprocess.resize / min(width, height)
+    width, height = max(1, round(width * share)), max(1, round(height * share))
+    if height * width > LARGEST_PIXELS:
+        raise BadTensor(
+            f"the image would be resized to {width}×{height}, which is too much",
+            hint="send one that is less long and thin",
+        )
+    return width, height
+
+
+def _middle(preprocess: Preprocess, width: int, height: int) -> tuple[int, int, int, int]:
+    """What the crop leaves: left, top, right, bottom. Raises BadTensor."""
+    if preprocess.crop is None:
+        return 0, 0, width, height
+    down, across = preprocess.crop
+    if down > height or across > width:
+        raise BadTensor(
+            f"the image is {height}×{width}, smaller than the crop of {down}×{across}",
+            hint="send a larger one, or give `preprocess` a `resize` before its crop",
+        )
+    left, top = (width - across) // 2, (height - down) // 2
+    return left, top, left + across, top + down
+
+
 def arrange(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> npt.NDArray[Any]:
-    """H×W×C bytes → the row that the network takes."""
-    if preprocess.channels == 3 and preprocess.order == "BGR":
-        pixels = pixels[..., ::-1]
-    row: npt.NDArray[Any] = pixels
-    if preprocess.dtype == "float32":
-        row = pixels.astype(np.float32) * np.float32(preprocess.scale)
-        if preprocess.mean is not None:
-            row = row - np.asarray(preprocess.mean, np.float32)
-        if preprocess.std is not None:
-            row = row / np.asarray(preprocess.std, np.float32)
-    if preprocess.layout == "NCHW":
-        row = row.transpose(2, 0, 1)
-    return np.ascontiguousarray(row)
+    """H×W×C bytes → the row that the network takes: (value × scale - mean) / std, each step in float32."""
+    order = -1 if preprocess.channels == 3 and preprocess.order == "BGR" else 1
+    height, width, channels = pixels.shape
+    planar = preprocess.layout == "NCHW"
+    row: npt.NDArray[Any] = np.empty((channels, height, width) if planar else pixels.shape, preprocess.dtype)
+    mean, std = (None if v is None else np.ravel(np.asarray(v, np.float32)) for v in (preprocess.mean, preprocess.std))
+    # Plane by plane and in place: no array in between, and each plane stays in the cache.
+    for channel, source in enumerate(range(channels)[::order]):
+        plane = row[channel] if planar else row[..., channel]
+        if preprocess.dtype == "uint8":
+            plane[...] = pixels[..., source]
+            continue
+        np.multiply(pixels[..., source], np.float32(preprocess.scale), out=plane, dtype=np.float32)
+        if mean is not None:
+            plane -= mean[channel % len(mean)]
+        if std is not None:
+            plane /= std[channel % len(std)]
+    return row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -47,8 +47,33 @@ class LoadOptions:
     max_batch: int = 64
 
 
+class Slot(Protocol):
+    """Input memory of one instance of an engine: the batcher gathers a batch into it, once, and has it run.
+
+    One thread uses a slot. What lies in it is the engine's: an engine may bind it to its library, or lock its pages.
+    fresh: whether `run` gives memory that the caller owns; else it is valid until the next `fill`, and is to be copied.
+    """
+
+    fresh: bool
+
+    def fill(self, parts: Sequence[Arrays], rows: int) -> None:
+        """Takes the rows of several requests, one behind the other: every input by name, checked against the
+        signature, alike in all dimensions but the first. Where the signature has no batch there is one part. The
+        parts must stay as they are until `run` has returned, and are not needed any more after it. Raises Problem."""
+        ...
+
+    def run(self) -> dict[str, npt.NDArray[Any]]:
+        """One run over what was filled in. Returns every output by name. Raises Problem."""
+        ...
+
+
 class Engine(Protocol):
-    """A compiled network, loaded. `infer` may be called from several threads, `instances` at a time."""
+    """A compiled network, loaded. `infer` may be called from several threads, `instances` at a time.
+
+    Two things an engine may have beside this: `slot()`, a fresh Slot over memory of its own (without it rows are
+    gathered into plain memory that is handed to `infer`); and `met`, a set of batch sizes whose first run is over,
+    where the first run of a size costs far more than the next (without it every size is as good as another).
+    """
 
     signature: Signature
 
@@ -58,7 +83,8 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Returns the memory. Calling it twice does no harm; `infer` after it raises Unavailable."""
+        """Returns the memory. Calling it twice does no harm; `infer` after it raises Unavailable. It does not wait for
+        a run that is on its way, which may be one that hangs, and takes no memory from under it."""
         ...
 
 
@@ -80,6 +106,15 @@ class Runtime(Protocol):
     def load(self, folder: Path, signature: Signature, options: LoadOptions) -> Engine:
         """Loads what `build` left in `folder`. Raises Unavailable, Internal."""
         ...
+
+
+def slot_of(engine: Engine, max_rows: int) -> Slot:
+    """Input memory for one thread that runs batches of up to `max_rows` rows."""
+    make = getattr(engine, "slot", None)
+    if make is not None:
+        return cast(Slot, make())
+    plain = importlib.import_module(f"{__name__}._slots")  # it imports this file
+    return cast(Slot, plain.PlainSlot(engine, max_rows))
 
 
 def names() -> list[str]:

@@ -1,4 +1,4 @@
-"""A runtime that teaches: answers its own inputs, after a delay if asked to.
+"""A runtime that teaches: answers its own inputs, late or wrongly if asked to.
 
 For tests and for reading; nothing converts to it.
 """
@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,29 @@ from app.runtimes import Arrays, Availability, BuildOptions, Engine, LoadOptions
 SUFFIX = ".echo"
 
 
+@dataclass(frozen=True)
+class Behaviour:
+    """delay_s, row_s: how long a run takes, and each of its rows.
+
+    A fault happens to a batch in which some number of the first input is the one named: raise_on fails, hang_on hangs
+    (for hang_s at most), nan_on answers NaN, short_on loses a row.
+    """
+
+    delay_s: float = 0.0
+    row_s: float = 0.0
+    raise_on: float | None = None
+    hang_on: float | None = None
+    hang_s: float = 3600.0
+    nan_on: float | None = None
+    short_on: float | None = None
+
+
 def available() -> Availability:
     return Availability(True, precisions=("fp32",), version="1", device="cpu")
 
 
 def build(source: Path, folder: Path, options: BuildOptions, progress: Callable[[float, str], None]) -> dict[str, Any]:
-    """Copies the source, and compiles nothing. A source that is JSON may say `{"delay_s": 0.01}`."""
+    """Copies the source, and compiles nothing. A source that is JSON may have Behaviour's fields: `{"delay_s": 1}`."""
     progress(0.0, "copying")
     shutil.copyfile(source, folder / f"model{SUFFIX}")
     progress(1.0, "copied")
@@ -37,30 +55,55 @@ def build(source: Path, folder: Path, options: BuildOptions, progress: Callable[
 
 
 def load(folder: Path, signature: Signature, options: LoadOptions) -> Engine:
+    known = {field.name for field in fields(Behaviour)}
     try:
-        delay = float(json.loads((folder / f"model{SUFFIX}").read_bytes())["delay_s"])
-    except (OSError, ValueError, KeyError, TypeError):
-        delay = 0.0
-    return EchoEngine(signature, delay_s=delay)
+        given = json.loads((folder / f"model{SUFFIX}").read_bytes())
+        found = {name: float(value) for name, value in given.items() if name in known and value is not None}
+    except (OSError, ValueError, TypeError, AttributeError):
+        found = {}
+    return EchoEngine(signature, behaviour=Behaviour(**found))
 
 
 class EchoEngine:
-    """Its i-th output is a copy of its i-th input. `seen` counts the rows of every run, for tests of batching."""
+    """Its i-th output is a copy of its i-th input. `seen` counts the rows of every run, for tests of batching.
 
-    def __init__(self, signature: Signature, *, delay_s: float = 0.0) -> None:
+    hanging: set while a run hangs. released: ends it.
+    """
+
+    def __init__(self, signature: Signature, *, delay_s: float = 0.0, behaviour: Behaviour | None = None) -> None:
         self.signature = signature
-        self.delay_s = delay_s
+        self.behaviour = behaviour or Behaviour(delay_s=delay_s)
         self.seen: list[int] = []
+        self.hanging = threading.Event()
+        self.released = threading.Event()
         self._closed = threading.Event()
 
     def infer(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         if self._closed.is_set():
             raise Unavailable("the engine is closed")
-        self.seen.append(check(self.signature, inputs))
-        if self.delay_s:
-            time.sleep(self.delay_s)
+        rows = check(self.signature, inputs)
+        self.seen.append(rows)
+        does, first = self.behaviour, inputs[self.signature.inputs[0].name]
+        if does.delay_s or does.row_s:
+            time.sleep(does.delay_s + does.row_s * rows)
+        if _holds(first, does.hang_on):
+            self.hanging.set()
+            self.released.wait(does.hang_s)
+        if _holds(first, does.raise_on):
+            raise RuntimeError(f"told to fail on {does.raise_on}")
         pairs = zip(self.signature.inputs, self.signature.outputs, strict=False)
-        return {out.name: np.array(inputs[given.name], dtype=DTYPES[out.dtype]) for given, out in pairs}
+        outputs = {out.name: np.array(inputs[given.name], dtype=DTYPES[out.dtype]) for given, out in pairs}
+        if _holds(first, does.nan_on):
+            for array in outputs.values():
+                if array.dtype.kind == "f":
+                    array.fill(np.nan)
+        if _holds(first, does.short_on):
+            outputs = {name: array[:-1] for name, array in outputs.items()}
+        return outputs
 
     def close(self) -> None:
         self._closed.set()
+
+
+def _holds(array: npt.NDArray[Any], value: float | None) -> bool:
+    return value is not None and bool((array == value).any())

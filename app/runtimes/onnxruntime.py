@@ -85,7 +85,9 @@ class _Engine:
             raise Unavailable("the engine is closed")
         check(self.signature, inputs)
         try:
-            given = {theirs: inputs[ours] for ours, theirs in self._inputs}
+            # It reads arrays where they lie, and its kernels count on their alignment: a tensor that is a view of a
+            # request's body may begin anywhere.
+            given = {theirs: np.require(inputs[ours], requirements="A") for ours, theirs in self._inputs}
             found = session.run(self._outputs, given)
         except Exception as error:
             raise refused_run("ONNX Runtime", error, self.signature, inputs) from error

@@ -20,11 +20,30 @@ from app.errors import BadRequest, BadTensor, NotAcceptable, TooLarge
 _MAGIC = b"\x93NUMPY"
 _LENGTHS = {1: ("<H", 2), 2: ("<I", 4), 3: ("<I", 4)}
 _LONGEST_HEADER = 10_000
+_LITTLE = 64 * 1024
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def from_npy(body: bytes, what: str = "the body") -> npt.NDArray[Any]:
     """The array of an .npy file, as a view of `body` where possible. Raises BadRequest, BadTensor."""
+    dtype, shape, fortran, start = header(body, what)
+    count = math.prod(shape)
+    given = len(body) - start
+    if given != count * dtype.itemsize:
+        raise BadRequest(
+            f"{what} is a broken .npy file: {list(shape)} of {dtype.name} are {count * dtype.itemsize} bytes, "
+            f"and it has {given}",
+            code="bad_npy",
+        )
+    flat = np.frombuffer(body, dtype, count, start)
+    array = flat.reshape(shape, order="F" if fortran else "C")
+    if not dtype.isnative:
+        array = array.astype(dtype.newbyteorder("="))
+    return np.ascontiguousarray(array) if fortran and array.ndim else array
+
+
+def header(body: bytes, what: str = "the body") -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
+    """dtype, shape, whether in Fortran order, and where the data begin. Raises BadRequest, BadTensor."""
     if body[:6] != _MAGIC or len(body) < 10 or body[6] not in _LENGTHS:
         raise BadRequest(
             f"{what} is no .npy file: it does not begin as one", code="bad_npy", hint="numpy.save makes one"
@@ -34,20 +53,7 @@ def from_npy(body: bytes, what: str = "the body") -> npt.NDArray[Any]:
     length = struct.unpack_from(form, body, 8)[0] if len(body) >= start else _LONGEST_HEADER
     if length >= _LONGEST_HEADER or len(body) < start + length:
         raise BadRequest(f"{what} is a broken .npy file: its header is cut off or too long", code="bad_npy")
-    dtype, shape, fortran = _header(bytes(body[: start + length]), what)
-    count = math.prod(shape)
-    given = len(body) - start - length
-    if given != count * dtype.itemsize:
-        raise BadRequest(
-            f"{what} is a broken .npy file: {list(shape)} of {dtype.name} are {count * dtype.itemsize} bytes, "
-            f"and it has {given}",
-            code="bad_npy",
-        )
-    flat = np.frombuffer(body, dtype, count, start + length)
-    array = flat.reshape(shape, order="F" if fortran else "C")
-    if not dtype.isnative:
-        array = array.astype(dtype.newbyteorder("="))
-    return np.ascontiguousarray(array) if fortran and array.ndim else array
+    return *_header(body[: start + length], what), start + length
 
 
 @lru_cache(maxsize=256)
@@ -63,7 +69,7 @@ def _header(head: bytes, what: str) -> tuple[np.dtype[Any], tuple[int, ...], boo
         raise BadRequest(f"{what} is a broken .npy file: {error}"[:300], code="bad_npy") from None
     if dtype.hasobject:
         raise BadTensor(f"{what} holds Python objects: they are never unpickled", hint="send numbers")
-    if dtype.kind not in "biuf" or any(n < 0 for n in shape):
+    if dtype.kind not in "biuf" or any(type(n) is not int or n < 0 for n in shape):
         raise BadTensor(f"{what} holds {dtype} {list(shape)}", hint="send a plain array of numbers")
     return dtype, tuple(shape), bool(fortran)
 
@@ -102,8 +108,18 @@ def to_npy(array: npt.NDArray[Any]) -> bytes:
     """An .npy file. Raises NotAcceptable for strings, which numpy could only pickle."""
     if array.dtype.hasobject:
         raise NotAcceptable("strings cannot be answered as .npy", hint="Accept: application/json")
+    head = _written(array.dtype, array.shape)
+    if array.nbytes < _LITTLE:
+        return head + array.tobytes()
+    return b"".join((head, np.ascontiguousarray(array).data))  # copied once
+
+
+@lru_cache(maxsize=256)
+def _written(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """The header of an array in C order, which takes longer to make than the rest of a small file."""
     stream = io.BytesIO()
-    npy_format.write_array(stream, array, allow_pickle=False)
+    described = {"descr": npy_format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    npy_format.write_array_header_1_0(stream, described)
     return stream.getvalue()
 
 

@@ -1,57 +1,34 @@
 """The queue in front of one engine. Work-conserving: what arrived while the last batch ran is the next batch.
 
-All state is touched on the event loop only; the engine runs in threads of its own, `instances` at a time.
+All state is touched on the event loop only; each instance of the engine has a thread of its own (crew.py, runner.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
-import math
 import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable
 
-import numpy as np
-import numpy.typing as npt
-
-from app.domain.tensors import check
+from app.domain.tensors import checker
 from app.errors import BadTensor, DeadlineExceeded, Internal, Overloaded, Problem, Unavailable
 from app.metrics import BACKEND, CANCELED, OTHER, REJECTED, Meter
 from app.runtimes import Arrays, Engine
+from app.serving.crew import Crew
+from app.serving.pace import Pace
+from app.serving.runner import Ran
+from app.serving.waiting import Item, Outputs, Stages, Waiting, level_of
 
-Outputs = dict[str, npt.NDArray[Any]]
+__all__ = ["RUN_TIMEOUT_S", "Batcher", "Outputs", "Stages"]
 log = logging.getLogger("enginesmith.serving")
-_LONGEST_RETRY_S = 60
-
-
-class _Item:
-    """A request that waits. kind: requests of the same kind may share a run."""
-
-    __slots__ = ("answer", "came", "deadline", "inputs", "kind", "rows", "waits")
-
-    def __init__(self, inputs: Arrays, rows: int, kind: object, deadline: float | None) -> None:
-        self.inputs = inputs
-        self.rows = rows
-        self.kind = kind
-        self.deadline = deadline
-        self.came = time.monotonic()
-        self.waits = True
-        self.answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
-
-
-class _Run(NamedTuple):
-    """What one run of the engine gave: an answer per request, and four moments (monotonic seconds)."""
-
-    answers: list[Outputs]
-    times: tuple[float, float, float, float]
+RUN_TIMEOUT_S = 30.0
+_MAX_QUEUE_BYTES = 256 << 20
 
 
 class Batcher:
-    """max_batch: rows of one run. max_queue: rows that may wait. max_delay_ms: how long the first of a batch waits for
-    others; 0 adds no wait."""
+    """max_batch: rows of one run. max_queue, max_queue_bytes: what may wait, in rows and in bytes. max_delay_ms: how
+    long the first of a batch waits for others; 0 adds no wait. run_timeout_s, reopen: see Crew."""
 
     def __init__(
         self,
@@ -61,254 +38,269 @@ class Batcher:
         max_batch: int = 64,
         max_delay_ms: float = 0.0,
         max_queue: int = 1024,
+        max_queue_bytes: int = _MAX_QUEUE_BYTES,
         instances: int = 1,
+        run_timeout_s: float = RUN_TIMEOUT_S,
+        reopen: Callable[[], Engine] | None = None,
     ) -> None:
-        self.engine = engine
+        signature = engine.signature
         self.meter = meter
-        self.batched = engine.signature.batched
+        self.batched = signature.batched
         self.max_batch = max_batch if self.batched else 1
         self.max_queue = max_queue
+        self.max_queue_bytes = max_queue_bytes
         self.instances = instances
+        self.pace = Pace()
         self._delay_s = max_delay_ms / 1e3
+        self._check = checker(signature)
+        self._names = [t.name for t in signature.inputs]
         # Where every dimension but the batch is fixed all requests are of one kind.
-        self._open = any(-1 in t.shape[1:] for t in engine.signature.inputs)
-        self._queue: deque[_Item] = deque()
-        self._rows = 0
-        self._closing = False
+        self._open = self.batched and any(-1 in t.shape[1:] for t in signature.inputs)
+        self._loop = asyncio.get_running_loop()
+        self._waiting = Waiting()
+        self._drained: asyncio.Event | None = None  # made by close()
         self._step_comes = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._flying: list[list[_Item]] = []
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._threads = ThreadPoolExecutor(instances, thread_name_prefix=f"engine-{meter.model}")
-        self._spare: list[tuple[object, int, dict[str, npt.NDArray[Any]]]] = []
-        self._row_s = 0.0  # how long one row takes, smoothed, while the engine is busy
-        self._last_end = 0.0
+        self._delay: asyncio.TimerHandle | None = None
+        self._crew = Crew(
+            engine,
+            meter.model,
+            instances=instances,
+            max_batch=self.max_batch,
+            run_timeout_s=run_timeout_s,
+            reopen=reopen,
+            heard=self._finish,
+            changed=self._recover,
+        )
+
+    @property
+    def engine(self) -> Engine:
+        return self._crew.engine
 
     @property
     def waiting_rows(self) -> int:
-        return self._rows
+        return self._waiting.rows
 
-    async def submit(self, inputs: Arrays, *, deadline: float | None = None) -> Outputs:
-        """Waits for its turn and gives every output by name. deadline: on time.monotonic's clock.
+    @property
+    def running(self) -> int:
+        """Runs that are on their way."""
+        return len(self._crew.flying)
+
+    async def submit(
+        self, inputs: Arrays, *, deadline: float | None = None, priority: int = 0, stages: Stages | None = None
+    ) -> Outputs:
+        """Waits for its turn and gives every output by name. deadline: on time.monotonic's clock. priority: 1 goes
+        first, 0 is the usual level (5). stages: filled in when the answer is there.
 
         Raises BadTensor, Overloaded, DeadlineExceeded, Unavailable, and what the engine raises. Cancelling it takes the
         request out of the queue.
         """
-        item = self._admit(inputs, deadline)
+        item = self._admit(inputs, deadline, priority, stages)
         try:
-            if deadline is None:
-                return await item.answer
-            loop = asyncio.get_running_loop()
-            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
-                return await item.answer
-        except TimeoutError:
-            self.meter.failed[REJECTED] += 1
-            raise _too_late() from None
+            return await item.answer
         except asyncio.CancelledError:
             self.meter.failed[CANCELED] += 1
+            if item.waits:
+                self._take_out(item)
             raise
         finally:
-            if item.waits:
-                self._queue.remove(item)
-                self._left(item)
-                self._rest()
+            if item.timer is not None:
+                item.timer.cancel()
 
-    def _admit(self, inputs: Arrays, deadline: float | None) -> _Item:
+    def _admit(self, inputs: Arrays, deadline: float | None, priority: int, stages: Stages | None) -> Item:
+        meter, waiting = self.meter, self._waiting
         try:
-            rows = check(self.engine.signature, inputs)
-            if self.batched and rows > self.max_batch:
+            rows = self._check(inputs)
+            if rows > self.max_batch:
                 raise BadTensor(
                     f"{rows} rows in one request, and max_batch is {self.max_batch}",
                     hint=f"send at most {self.max_batch} rows at a time, or deploy with a larger max_batch",
                 )
         except BadTensor:
-            self.meter.failed[OTHER] += 1
+            meter.refuse(OTHER, "bad_tensor")
             raise
-        if self._closing:
-            self.meter.failed[REJECTED] += 1
+        if self._drained is not None:
+            meter.refuse(REJECTED, "shutting_down")
             raise _shutting_down()
-        if deadline is not None and deadline <= time.monotonic():
-            self.meter.failed[REJECTED] += 1
-            raise _too_late()
-        if self._rows and self._rows + rows > self.max_queue:
-            self.meter.failed[REJECTED] += 1
+        if self._crew.broken is not None:
+            meter.refuse(REJECTED, "engine_hung")
+            raise copy.copy(self._crew.broken)
+        nbytes = 0
+        for name in self._names:
+            nbytes += inputs[name].nbytes
+        if waiting.rows and (waiting.rows + rows > self.max_queue or waiting.nbytes + nbytes > self.max_queue_bytes):
+            meter.refuse(REJECTED, "queue_full")
             raise self._overloaded()
-        kind = tuple(inputs[t.name].shape[1:] for t in self.engine.signature.inputs) if self._open else None
-        item = _Item(inputs, rows, kind, deadline)
-        self._queue.append(item)
-        self._rows += rows
-        self.meter.pending += 1
-        self._idle.clear()
-        self._wake()
+        kind = tuple([inputs[name].shape[1:] for name in self._names]) if self._open else None
+        item = Item(inputs, rows, nbytes, kind, self._loop.create_future())
+        if priority:
+            item.level = level_of(priority)
+        item.stages = stages
+        if deadline is not None:
+            if deadline <= item.came:
+                meter.refuse(REJECTED, "deadline")
+                raise _too_late()
+            item.deadline = deadline
+            # One timer each, and only where there is a deadline: 2 µs. One timer for all of them would have to keep
+            # account of those that are answered long before.
+            item.timer = self._loop.call_later(deadline - item.came, self._expire, item)
+        waiting.add(item)
+        meter.pending += 1
+        meter.pending_rows += rows
+        if not self._step_comes:
+            # After everything that arrived in this turn of the event loop has been queued: it shares a run.
+            self._step_comes = True
+            self._loop.call_soon(self._step)
         return item
 
+    def refuse_if_full(self, nbytes: int) -> None:
+        """Before a request is even decoded: raises Overloaded where one row of so many bytes would find no room."""
+        waiting = self._waiting
+        if waiting.rows and (waiting.rows >= self.max_queue or waiting.nbytes + nbytes > self.max_queue_bytes):
+            self.meter.refuse(REJECTED, "queue_full")
+            raise self._overloaded()
+
     def _overloaded(self) -> Overloaded:
-        wait = min(_LONGEST_RETRY_S, max(1, math.ceil(self._rows * self._row_s)))
+        rows, nbytes = self._waiting.rows, self._waiting.nbytes
+        wait = self.pace.retry_s(rows)
+        full = f"the queue is full: {rows} rows wait, and it holds {self.max_queue}"
+        if nbytes > self.max_queue_bytes // 2:
+            full += f"; {nbytes >> 20} MiB, and it holds {self.max_queue_bytes >> 20}"
         return Overloaded(
-            f"the queue is full: {self._rows} rows wait, and it holds {self.max_queue}",
+            full,
             hint=f"try again in {wait} s, or deploy with more instances or a larger max_queue",
             headers={"Retry-After": str(wait)},
         )
 
-    def _left(self, item: _Item) -> None:
-        """The item is no longer in the queue."""
-        item.waits = False
-        self._rows -= item.rows
-        self.meter.pending -= 1
+    def _take_out(self, item: Item) -> None:
+        self._waiting.remove(item)
+        self._left(1, item.rows)
+        self._rest()
+
+    def _left(self, requests: int, rows: int) -> None:
+        self.meter.pending -= requests
+        self.meter.pending_rows -= rows
+
+    def _expire(self, item: Item) -> None:
+        """Its time has come, and it is answered at once, whether it waits or its run goes on."""
+        if item.waits:
+            self._take_out(item)
+        if not item.answer.done():
+            self.meter.refuse(REJECTED, "deadline")
+            item.answer.set_exception(_too_late())
 
     def _rest(self) -> None:
-        """Says that nothing waits and nothing runs, if so. Never in the middle of a step: who waits for it hears of it
-        even if it is taken back at once, and would close the engine under a batch that is about to run."""
-        if not self._queue and not self._flying:
-            self._idle.set()
-
-    def _wake(self) -> None:
-        """Has `_step` run soon: after everything that arrived in this turn of the event loop has been queued."""
-        if not self._step_comes:
-            self._step_comes = True
-            asyncio.get_running_loop().call_soon(self._step)
+        """Tells close() that nothing waits and nothing runs, if so. Never in the middle of a step."""
+        if self._drained is not None and not self._waiting.requests and not self._crew.flying:
+            self._drained.set()
 
     def _step(self) -> None:
         """Starts as many runs as there are idle instances and batches for them."""
         self._step_comes = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        while len(self._flying) < self.instances and (batch := self._take()):
-            self._flying.append(batch)
-            run = asyncio.get_running_loop().run_in_executor(self._threads, self._execute, batch)
-            run.add_done_callback(partial(self._finish, batch))
+        if self._delay is not None:
+            self._delay.cancel()
+            self._delay = None
+        crew, waiting = self._crew, self._waiting
+        while crew.idle and waiting.requests and not self._too_early():
+            most = self.max_batch
+            if len(crew.idle) > 1 and not self._open:
+                most = min(most, self.pace.share(waiting.rows, len(crew.idle)))
+            taken = waiting.take(most, self._sizes())
+            batch = [item for item in taken if self._goes(item)]
+            self._left(len(taken), sum([item.rows for item in taken]))
+            if batch:
+                crew.start(batch)
         self._rest()
 
-    def _take(self) -> list[_Item]:
-        """The next batch: the oldest request, and those behind it that are of its kind and fit."""
-        now = time.monotonic()
-        if self._delay_s and self._queue and self._rows < self.max_batch and not self._closing:
-            remaining = self._queue[0].came + self._delay_s - now
-            if remaining > 0:
-                self._timer = asyncio.get_running_loop().call_later(remaining, self._step)
-                return []
-        batch: list[_Item] = []
-        passed: list[_Item] = []
-        rows = 0
-        while self._queue and rows < self.max_batch:
-            item = self._queue[0]
-            if item.answer.done() or (item.deadline is not None and item.deadline <= now):
-                self._queue.popleft()
-                self._left(item)
-                if not item.answer.done():
-                    item.answer.set_exception(TimeoutError())
-                continue
-            if batch and item.kind == batch[0].kind and rows + item.rows > self.max_batch:
-                break  # it goes first next time: a large request must not starve behind small ones
-            self._queue.popleft()
-            if batch and item.kind != batch[0].kind:
-                passed.append(item)
-                continue
-            batch.append(item)
-            rows += item.rows
-        self._queue.extendleft(reversed(passed))
-        for item in batch:
-            self._left(item)
-        return batch
+    def _goes(self, item: Item) -> bool:
+        """Whether it still wants an answer. While the loop was busy its timer may have come late."""
+        if item.deadline is not None and item.deadline <= time.monotonic():
+            self._expire(item)
+        return not item.answer.done()
 
-    def _execute(self, batch: list[_Item]) -> _Run:
-        """In an engine's thread: gathers the rows, runs, and cuts the answers apart."""
-        started = time.monotonic()
-        if len(batch) == 1:
-            outputs = self.engine.infer(batch[0].inputs)
-            ended = time.monotonic()
-            return _Run([outputs], (started, started, ended, ended))
-        rows = sum(item.rows for item in batch)
-        buffers = self._gather(batch, rows)
-        gathered = time.monotonic()
-        outputs = self.engine.infer({name: whole[:rows] for name, whole in buffers[2].items()})
-        ended = time.monotonic()
-        self._spare.append(buffers)
-        for name, whole in outputs.items():
-            if whole.shape[:1] != (rows,):
-                raise Internal(f"output {name!r} has shape {list(whole.shape)} for {rows} rows", code="engine_failed")
-        answers, at = [], 0
-        for item in batch:
-            # Copies, so that a small answer does not keep the whole batch in memory.
-            answers.append({name: whole[at : at + item.rows].copy() for name, whole in outputs.items()})
-            at += item.rows
-        return _Run(answers, (started, gathered, ended, time.monotonic()))
+    def _sizes(self) -> Collection[int] | None:
+        """The sizes that batches are cut back to, where the first run of another one is dear.
 
-    def _gather(self, batch: list[_Item], rows: int) -> tuple[object, int, dict[str, npt.NDArray[Any]]]:
-        """Copies the rows once, into buffers that are kept: fresh memory for every batch costs more than the copy."""
-        first = batch[0]
-        try:
-            kind, size, buffers = self._spare.pop()
-        except IndexError:
-            kind, size, buffers = None, 0, {}
-        if size < rows or kind != first.kind:
-            kind, size = first.kind, min(self.max_batch, 1 << (rows - 1).bit_length())
-            buffers = {n: np.empty((size, *a.shape[1:]), a.dtype) for n, a in first.inputs.items()}
-        for name, whole in buffers.items():
-            at = 0
-            for item in batch:
-                whole[at : at + item.rows] = item.inputs[name]
-                at += item.rows
-        return kind, size, buffers
+        Measured on a CPU: OpenVINO pays 8 to 100 ms at the first run of a size, and 0.06 ms when sizes alternate; a row
+        costs the same at every size. So nothing is padded that can be divided between two runs of known sizes: the rest
+        shares the next run with those that come meanwhile. (What cannot be divided the engine may pad.)
+        """
+        met: Collection[int] | None = getattr(self._crew.engine, "met", None)
+        return met if met is not None and not self._open and len(met) < self.max_batch else None
 
-    def _finish(self, batch: list[_Item], run: asyncio.Future[_Run]) -> None:
+    def _too_early(self) -> bool:
+        """Whether max_delay_ms has the first of the next batch wait for others. Sets the timer, if so."""
+        if not self._delay_s or self._drained is not None:
+            return False
+        head = self._waiting.head()
+        remaining = 0.0 if head is None else head.came + self._delay_s - time.monotonic()
+        if head is None or remaining <= 0 or self._waiting.rows_like(head, self.max_batch) >= self.max_batch:
+            return False
+        self._delay = self._loop.call_later(remaining, self._step)
+        return True
+
+    def _finish(self, batch: list[Item], found: Ran | BaseException) -> None:
         """Back on the event loop: hands out the answers, or the error, to exactly this batch."""
-        self._flying.remove(batch)
-        error = run.exception() if not run.cancelled() else _shutting_down()
-        if error is None:
-            self._measure(batch, run.result())
+        if self._waiting.requests:
+            self._step()  # before the answers: the engine works while they are handed out
+        if isinstance(found, Ran):
+            self._answer(batch, found)
         else:
-            problem = error if isinstance(error, Problem) else _broken(error)
-            self.meter.failed[BACKEND] += len(batch)
-            for item in batch:
-                if not item.answer.done():
-                    item.answer.set_exception(problem)
-        if self._queue:
-            self._wake()
+            self._fail(batch, found if isinstance(found, Problem) else _failed(found))
         self._rest()
 
-    def _measure(self, batch: list[_Item], run: _Run) -> None:
-        started, gathered, ended, cut = run.times
+    def _answer(self, batch: list[Item], ran: Ran) -> None:
         now = time.monotonic()
-        rows, requests, meter = sum(item.rows for item in batch), len(batch), self.meter
-        meter.runs += 1
-        meter.rows += rows
-        meter.input_us += (gathered - started) * 1e6 * requests
-        meter.infer_us += (ended - gathered) * 1e6 * requests
-        meter.output_us += (cut - ended) * 1e6 * requests
-        for item, answer in zip(batch, run.answers, strict=True):
-            meter.queue_us += (started - item.came) * 1e6
-            meter.total_us += (now - item.came) * 1e6
+        requests = len(batch)
+        for item, answer in zip(batch, ran.answers, strict=True):
+            if (stages := item.stages) is not None:
+                stages.came, stages.started, stages.gathered = item.came, ran.started, ran.gathered
+                stages.ended, stages.answered, stages.rows, stages.requests = ran.ended, now, ran.rows, requests
             if not item.answer.done():
-                meter.succeeded += 1
                 item.answer.set_result(answer)
-        took = (now - max(started, self._last_end)) / rows
-        self._row_s = took if not self._row_s else 0.8 * self._row_s + 0.2 * took
-        self._last_end = now
+                self.meter.succeeded += 1
+        self.meter.ran([item.came for item in batch], ran.rows, (ran.started, ran.gathered, ran.ended, ran.cut), now)
+        self.pace.ran(ran.rows, ran.started, ran.ended, now)
+
+    def _fail(self, batch: Iterable[Item], problem: Problem) -> None:
+        self.meter.hung += problem.code == "engine_hung"
+        for item in batch:
+            if not item.answer.done():
+                self.meter.failed[BACKEND] += 1
+                item.answer.set_exception(copy.copy(problem))  # each raises its own: a traceback belongs to one
+
+    def _recover(self) -> None:
+        """There are fresh instances, or none is left and nobody can be served."""
+        if self._crew.broken is not None:
+            waiting = self._waiting.clear()
+            self._left(len(waiting), sum(item.rows for item in waiting))
+            self._refuse(waiting, self._crew.broken)
+        self._step()
+
+    def _refuse(self, items: Iterable[Item], problem: Problem) -> None:
+        for item in items:
+            if not item.answer.done():
+                self.meter.refuse(REJECTED, problem.code)
+                item.answer.set_exception(copy.copy(problem))
 
     async def close(self, grace_s: float = 30.0) -> None:
         """Takes no more requests, lets those that wait be served for `grace_s`, answers the rest, ends the engine."""
-        self._closing = True
-        if self._queue:
-            self._wake()
+        if self._drained is None:
+            self._drained = asyncio.Event()
+        if self._waiting.requests or self._step_comes:
+            self._step()
+        self._rest()
         try:
-            await asyncio.wait_for(self._idle.wait(), grace_s)
+            await asyncio.wait_for(self._drained.wait(), grace_s)
         except TimeoutError:
-            log.warning("%s was given up with %d rows waiting", self.meter.model, self._rows)
-        if self._timer is not None:
-            self._timer.cancel()
-        waiting = list(self._queue)
-        self._queue.clear()
-        for item in waiting:
-            self._left(item)
-        for item in (*waiting, *(item for batch in self._flying for item in batch)):
-            if not item.answer.done():
-                self.meter.failed[REJECTED] += 1
-                item.answer.set_exception(_shutting_down())
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(self.engine.close)
+            log.warning("%s was given up with %d rows waiting", self.meter.model, self._waiting.rows)
+        if self._delay is not None:
+            self._delay.cancel()
+        waiting = self._waiting.clear()
+        self._left(len(waiting), sum(item.rows for item in waiting))
+        self._refuse(waiting, _shutting_down())
+        for runner in self._crew.flying:
+            self._refuse(runner.batch or (), _shutting_down())
+        await self._crew.close()
 
 
 def _too_late() -> DeadlineExceeded:
@@ -321,6 +313,6 @@ def _shutting_down() -> Unavailable:
     return Unavailable("this engine is being taken down", code="shutting_down", hint="send the request again")
 
 
-def _broken(error: BaseException) -> Internal:
+def _failed(error: BaseException) -> Internal:
     log.error("an engine failed", exc_info=error)
     return Internal(f"the engine failed: {type(error).__name__}", code="engine_failed", hint="the log has more")

@@ -1,4 +1,4 @@
-"""Reconciles the deployments wanted with the engines loaded: fetch, load aside, warm, swap, drain."""
+"""Reconciles the deployments wanted with the engines loaded, and finds the lane that answers a request."""
 
 from __future__ import annotations
 
@@ -9,26 +9,32 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
-from app.domain.records import Deployment, parse_ref
-from app.errors import Internal, NotFound, Problem, Unavailable
-from app.metrics import Meters
-from app.serving import shelf
-from app.serving.lane import Lane, Plan, open_engine
-from app.serving.place import Place
+import numpy.typing as npt
+
+from app import observe
+from app.domain.records import Deployment, Version
+from app.errors import NotFound, Unavailable
+from app.serving import fleet_metrics, oip_metadata
+from app.serving.guard import Verdict, taken_back
+from app.serving.lane import Lane
+from app.serving.loading import Loading
+from app.serving.place import Place, no_deployment
+from app.serving.pulse import Pulse
+from app.serving.reports import Reports
+from app.serving.waking import wake
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
-from app.storage.catalog import Catalog
+from app.storage.catalog import Catalog, Stale
 
 log = logging.getLogger("enginesmith.serving")
 T = TypeVar("T")
-_DRAIN_S = 60.0
+Named = Mapping[str, npt.NDArray[Any]]
 _STOP_S = 10.0
-_REPORT_S = 3.0  # reports live for 10
-_RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class Fleet:
@@ -36,26 +42,29 @@ class Fleet:
 
     def __init__(self, settings: Settings, catalog: Catalog, artifacts: Artifacts) -> None:
         self.replica = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self.meters = Meters()
         self._settings = settings
         self._catalog = catalog
-        self._artifacts = artifacts
         self._places: dict[str, Place] = {}
-        self._draining: set[asyncio.Task[None]] = set()
         self._nudged = asyncio.Event()
         self._turned = asyncio.Event()  # replaced by a fresh one at the end of every pass
         self._begun = 0
-        self._ended = 0
+        self._passed = 0
         self._known = False  # whether Redis has ever said what is wanted
         self._lost = True  # whether it failed to the last time
-        self._reported: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._reports = Reports(catalog, self.replica)
+        self._returns: dict[str, int] = {}
         self._watch: asyncio.Task[None] | None = None
-        self._ping: asyncio.Future[None] | None = None
+        self._pulse = Pulse(catalog)
         # Threads of their own: a Redis that hangs must not hold up loading, nor either of them a prediction.
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="fleet-redis")
-        self._loading = ThreadPoolExecutor(2, thread_name_prefix="fleet-load")
-        self._pinging = ThreadPoolExecutor(1, thread_name_prefix="fleet-ping")
+        self._opening = ThreadPoolExecutor(2, thread_name_prefix="fleet-load")
         self.decoding = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="decode")
+        self._loading = Loading(
+            settings, artifacts, self._opening, self.places, self._find_version, self._canary_broke, self._changed
+        )
+        self._changes = Changes(self._loading, self.nudge, self._loading_ended)
+        self.meters = self._loading.meters
+        self.listeners: list[Callable[[], None]] = []  # told of other lanes before the old ones go down
 
     async def start(self) -> None:
         self._watch = asyncio.create_task(self._reconcile(), name="fleet")
@@ -66,49 +75,82 @@ class Fleet:
         for task in filter(None, tasks):
             task.cancel()
         await asyncio.gather(*filter(None, tasks), return_exceptions=True)
-        lanes = [lane for place in self._places.values() for lane in place.lanes]
+        lanes = [lane for place in self._places.values() for lane in place.give_up()]
         names = list(self._places)
         self._places.clear()
-        await asyncio.gather(*(lane.close(_STOP_S) for lane in lanes), *self._draining, return_exceptions=True)
+        draining = self._loading.draining
+        await asyncio.gather(*(lane.close(_STOP_S) for lane in lanes), *draining, return_exceptions=True)
         if not self._lost and names:
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(self._ask(self._say_gone, names), 2.0)
-        for pool in (self._asking, self._loading, self._pinging, self.decoding):
+                async with asyncio.timeout(2.0):
+                    await self._ask(self._reports.write_gone, names)
+        self._pulse.stop()
+        for pool in (self._asking, self._opening, self.decoding):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def lane(self, name: str) -> Lane:
-        """The lane that answers for a deployment now. Raises NotFound; Unavailable when it loads or has failed."""
+    # Requests -----------------------------------------------------------------------------------------------------
+
+    def lane(self, name: str, version: str | None = None) -> Lane:
+        """The lane that answers for a deployment now. version: a number, of the main version or of the canary.
+
+        Raises NotFound, also for a version that is not served; Unavailable when it loads, sleeps or has failed.
+        """
         place = self._places.get(name)
         if place is None:
             if self._lost:
                 raise Unavailable(
                     "the deployments are not known yet: Redis does not answer", headers={"Retry-After": "2"}
                 )
-            raise NotFound(
-                f"no deployment {name!r}", code="deployment_not_found", hint=f"PUT /v1/deployments/{name} makes it"
-            )
-        return place.pick()
+            raise no_deployment(name)
+        return place.pick(version)
 
-    async def find(self, name: str, patience_s: float = 1.0) -> Lane:
-        """Like `lane`, and patient: a deployment that was made a moment ago, elsewhere perhaps, is waited for."""
+    async def find(
+        self, name: str, version: str | None = None, *, deadline: float | None = None, patience_s: float = 1.0
+    ) -> Lane:
+        """Like `lane`, and patient: a deployment that was made a moment ago, elsewhere perhaps, is waited for, and one
+        that sleeps is loaded. Waits for nothing where there is a lane. deadline: on time.monotonic's clock.
+
+        Raises what `lane` does; Overloaded when too many wait already; DeadlineExceeded.
+        """
         place = self._places.get(name)
-        if place is not None and (place.main is not None or place.status == "failed"):
-            return self.lane(name)
+        if place is not None and place.main is not None:
+            return place.pick(version)
         until = time.monotonic() + patience_s
         needed = self._begun + 1
-        self.nudge()
+        if place is None or not place.asleep:
+            self.nudge()
         while True:
-            left = until - time.monotonic()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._turned.wait(), max(0.0, left))
+            place, turned, left = self._places.get(name), self._turned, until - time.monotonic()
+            if place is not None and place.asleep:
+                if version is not None and version not in place.numbers():
+                    raise place.no_version(version)
+                await wake(place, self._settings, deadline, partial(self._changes.wake, place))
+                return place.pick(version)
             try:
-                return self.lane(name)
+                return self.lane(name, version)
             except NotFound:
-                if self._ended >= needed or left <= 0:
+                if place is not None or self._passed >= needed or left <= 0:
                     raise
             except Unavailable as error:
                 if left <= 0 or error.code == "deployment_failed":
                     raise
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, left)):
+                    await turned.wait()
+
+    def served(self, name: str) -> list[str]:
+        """The numbers of the versions that answer under a name, the main one first; none for an unknown name."""
+        place = self._places.get(name)
+        return [] if place is None else place.numbers()
+
+    def mirror(self, name: str, lane: Lane, inputs: Named, outputs: Named) -> None:
+        """Tells the shadow, if there is one, of a request that `lane` has just answered. Costs nothing where there is
+        none, never waits, never raises. Only answers of the main version are compared: a canary is no yardstick."""
+        place = self._places.get(name)
+        if place is not None and place.mirror is not None and lane is place.main:
+            place.mirror.take(inputs, outputs)
+
+    # What is the matter -------------------------------------------------------------------------------------------
 
     def nudge(self) -> None:
         """Something has changed: look now, not at the next poll."""
@@ -120,11 +162,12 @@ class Fleet:
         self.nudge()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2.0):
-                while self._ended < needed:
+                while self._passed < needed:
                     await self._turned.wait()
 
     def missing(self) -> dict[str, str]:
-        """Deployments that are wanted and not served as wanted by this replica, with the reason."""
+        """Deployments that are wanted and not served as wanted by this replica, with the reason. One that sleeps is not
+        missing: a request has it loaded."""
         found = {}
         for name, place in self._places.items():
             if place.status != "ready" or place.tried != place.wanted:
@@ -132,36 +175,48 @@ class Fleet:
                 found[name] = f"{place.status}: {detail}" if detail else place.status
         return found
 
+    def unserved(self) -> list[str]:
+        """Deployments for which a request would get no answer now, of any version."""
+        return sorted(name for name, place in self._places.items() if place.main is None and not place.asleep)
+
     def names(self) -> list[str]:
         """Every deployment wanted."""
         return sorted(self._places)
 
     async def redis_answers(self, patience_s: float = 1.0) -> bool:
-        """Asked now; one question at a time, so that a Redis that hangs holds one thread and not many."""
-        if self._ping is None or self._ping.done():
-            self._ping = asyncio.get_running_loop().run_in_executor(self._pinging, self._catalog.ping)
-            self._ping.add_done_callback(lambda ping: ping.cancelled() or ping.exception())
-        done, _ = await asyncio.wait([self._ping], timeout=patience_s)
-        return bool(done) and not self._ping.cancelled() and self._ping.exception() is None and self._known
+        """Whether it answers now, and has ever said what is wanted."""
+        return await self._pulse.beats(patience_s) and self._known
+
+    def places(self) -> Collection[Place]:
+        """What there is under each name."""
+        return self._places.values()
+
+    @property
+    def known(self) -> bool:
+        """Whether Redis has ever said what is wanted."""
+        return self._known
+
+    def statistics(self) -> list[dict[str, Any]]:
+        """Of every version served, as Triton writes them."""
+        found = ((name, number) for name in self.names() for number in self.served(name))
+        return [oip_metadata.statistics(self.meters.of(name, number)) for name, number in found]
 
     def exposition(self) -> str:
         """Metrics of every deployment served here."""
-        lines = [
-            "# HELP enginesmith_deployment_ready 1 when served as wanted",
-            "# TYPE enginesmith_deployment_ready gauge",
-        ]
-        missing = self.missing()
-        lines += [
-            f'enginesmith_deployment_ready{{deployment="{n}"}} {int(n not in missing)}' for n in sorted(self._places)
-        ]
-        lines += ["# HELP enginesmith_queue_rows Rows that wait", "# TYPE enginesmith_queue_rows gauge"]
-        for name, place in sorted(self._places.items()):
-            rows = sum(lane.batcher.waiting_rows for lane in place.lanes)
-            lines.append(f'enginesmith_queue_rows{{deployment="{name}"}} {rows}')
-        return "\n".join(lines) + "\n" + self.meters.exposition()
+        own = fleet_metrics.lines(self._places, self.missing(), self._loading, self._returns)
+        return "\n".join(own) + "\n" + self.meters.exposition()
+
+    async def scrape(self) -> str:
+        """Every metric of the service: HTTP's and the deployments'."""
+        return observe.exposition().decode() + self.exposition()
+
+    # Towards what is wanted ---------------------------------------------------------------------------------------
 
     async def _ask(self, question: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._asking, question, *args)
+
+    async def _find_version(self, name: str, number: int) -> Version:
+        return await self._ask(self._catalog.version, name, number)
 
     async def _reconcile(self) -> None:
         """The one loop. Whatever goes wrong in a pass, the next one comes; what is loaded goes on serving."""
@@ -171,126 +226,71 @@ class Fleet:
             try:
                 self._apply(await self._ask(self._catalog.deployments))
                 self._known, self._lost = True, False
-                await self._report()
+                await self._return_canaries()
+                if due := self._reports.due(self._places):
+                    await self._ask(self._reports.write, due)
+                    self._reports.written(due)
             except asyncio.CancelledError:
                 raise
             except Exception as error:
                 if not self._lost:
                     log.warning("the deployments cannot be read, and those loaded go on: %s", error)
                 self._lost = True
-            self._ended = self._begun
+            self._passed = self._begun
             turned, self._turned = self._turned, asyncio.Event()
             turned.set()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._nudged.wait(), self._settings.poll_s)
+                # Not wait_for: Python 3.11's swallows a cancel that comes together with the nudge.
+                async with asyncio.timeout(self._settings.poll_s):
+                    await self._nudged.wait()
 
     def _apply(self, deployments: list[Deployment]) -> None:
         wanted = {d.name: d for d in deployments}
+        for place in self._places.values() if self.listeners else ():
+            place.notice_use()
         for name in [n for n in self._places if n not in wanted]:
             gone = self._places.pop(name)
             gone.wanted = None
-            self._reported.pop(name, None)
-            self._drain(gone.lanes)
+            self._loading.drain(gone.give_up())
         for name, deployment in wanted.items():
-            place = self._places.setdefault(name, Place(deployment))
+            if name not in self._places:
+                self._places[name] = Place(deployment)
+                self._places[name].can_sleep_at_once = not self._known
+            place = self._places[name]
             if place.wanted != deployment:
                 place.wanted, place.failures, place.retry_at = deployment, 0, None
             if place.due():
-                place.work = asyncio.create_task(self._change(place, deployment), name=f"load {name}")
+                place.work = self._changes.begin(place, deployment)
 
-    async def _change(self, place: Place, to: Deployment) -> None:
-        """Brings one place to what is wanted: the new lanes are loaded aside, then swapped in; the old ones drain."""
-        place.tried, place.retry_at = to, None
-        if place.status != "failed" or not place.failures:
-            place.status, place.error = "loading", None
-        self.nudge()  # so that `loading` is reported
-        fresh: list[Lane] = []
-        try:
-            for ref in filter(None, (to.model, to.canary.model if to.canary else None)):
-                fresh.append(await self._lane(place, to, ref))
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            problem = error if isinstance(error, Problem) else _unforeseen(error)
-            log.warning("deployment %s: %s does not load: %s", to.name, to.model, problem.detail)
-            place.status, place.error = "failed", problem.body()
-            if problem.retryable:
-                place.retry_at = time.monotonic() + _RETRY_S[min(place.failures, len(_RETRY_S) - 1)]
-                place.failures += 1
-            self._drain([lane for lane in fresh if lane not in place.lanes])
-        else:
-            old = place.lanes
-            place.main, place.canary = fresh[0], fresh[1] if to.canary else None
-            place.percent = to.canary.percent if to.canary else 0.0
-            place.status, place.error, place.failures = "ready", None, 0
-            deleted = place.wanted is None
-            self._drain([*old, *fresh] if deleted else [lane for lane in old if lane not in fresh])
+    def _changed(self) -> None:
+        for listener in self.listeners:
+            listener()
+
+    def _loading_ended(self) -> None:
+        """Something has been loaded, or has failed to."""
+        self._changed()
         self.nudge()
 
-    async def _lane(self, place: Place, to: Deployment, ref: str) -> Lane:
-        """A lane for a version: the one that is there already, if it was opened in the same way."""
-        plan = Plan(ref, to.instances, to.max_batch, to.max_delay_ms, to.max_queue or self._settings.max_queue)
-        for lane in place.lanes:
-            if lane.plan == plan:
-                return lane
-        name, number = parse_ref(ref)
-        if number is None:
-            raise Internal(f"deployment {to.name} names no exact version: {ref}")
-        version = await self._ask(self._catalog.version, name, number)
+    def _canary_broke(self, place: Place, lane: Lane, verdict: Verdict) -> None:
+        """From now on it gets no request here; the next pass takes it back for everybody."""
+        if place.canary is lane:
+            log.warning("deployment %s: canary %s is taken back: %s", place.name, lane.plan.ref, verdict.detail)
+            place.verdict, place.percent = verdict, 0.0
+            self._changed()
+            self.nudge()
 
-        def load() -> Any:
-            folder = shelf.fetch(self._artifacts, version, self._settings.scratch / "engines")
+    async def _return_canaries(self) -> None:
+        """Writes that a canary is over: a compare-and-set, so that of several replicas, or of a replica and a person,
+        the first one wins; the others take over what stands then."""
+        for place in list(self._places.values()):
+            was, judged, verdict = place.wanted, place.served, place.verdict
+            if verdict is None or was is None or was.canary is None or judged is None or was != judged:
+                continue
+            after = taken_back(was, was.canary, verdict, self.replica)
+            put = partial(self._catalog.put_deployment, was_generation=was.generation, was_made=was.created_at)
             try:
-                return open_engine(version, folder, plan, self._settings.threads)
-            except Problem:
-                if shelf.is_whole(folder, version):
-                    raise
-            # Another replica on this machine did not know yet that the version is wanted, and has tidied it away.
-            return open_engine(
-                version, shelf.fetch(self._artifacts, version, folder.parent), plan, self._settings.threads
-            )
-
-        engine = await asyncio.get_running_loop().run_in_executor(self._loading, load)
-        return Lane(plan, version, engine, self.meters.of(to.name, str(version.version)))
-
-    def _drain(self, lanes: list[Lane]) -> None:
-        if lanes:
-            task = asyncio.create_task(self._take_down(lanes))
-            self._draining.add(task)
-            task.add_done_callback(self._draining.discard)
-
-    async def _take_down(self, lanes: list[Lane]) -> None:
-        for lane in lanes:
-            await lane.close(_DRAIN_S)
-        named = {lane.plan.ref for place in self._places.values() for lane in place.lanes}
-        for place in self._places.values():
-            if place.wanted is not None:
-                named |= {place.wanted.model, *([place.wanted.canary.model] if place.wanted.canary else [])}
-        await asyncio.get_running_loop().run_in_executor(
-            self._loading, shelf.clear, self._settings.scratch / "engines", named
-        )
-
-    async def _report(self) -> None:
-        """Writes what changed, and what would otherwise be forgotten."""
-        due = {}
-        for name, place in self._places.items():
-            report, at = place.report(), time.monotonic()
-            last = self._reported.get(name)
-            if last is None or last[1] != report or at - last[0] > _REPORT_S:
-                due[name] = (at, report)
-        if due:
-            await self._ask(self._write_reports, {name: report for name, (_, report) in due.items()})
-            self._reported.update(due)
-
-    def _write_reports(self, reports: dict[str, dict[str, Any]]) -> None:
-        for name, report in reports.items():
-            self._catalog.report_replica(self.replica, name, report)
-
-    def _say_gone(self, names: list[str]) -> None:
-        for name in names:
-            self._catalog.report_replica(self.replica, name, {"status": "gone", "generation": 0})
-
-
-def _unforeseen(error: Exception) -> Internal:
-    log.error("loading an engine failed", exc_info=error)
-    return Internal(f"the engine could not be loaded: {type(error).__name__}: {error}"[:400], code="engine_broken")
+                await self._ask(put, after)
+                self._returns[place.name] = self._returns.get(place.name, 0) + 1
+            except Stale:
+                log.info("deployment %s was changed by somebody else first", place.name)
+            self.nudge()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
+from collections.abc import Mapping
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -11,10 +15,11 @@ import numpy.typing as npt
 import orjson
 
 from app.domain.records import Signature, Tensor
-from app.domain.tensors import DTYPES, expected, misfit, wrong_names
+from app.domain.tensors import DTYPES, all_finite, expected, misfit, wrong_names
 from app.errors import BadRequest, BadTensor
 
 _DEEPEST = 64
+_COMMAS_BESIDE = 10_000
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -43,18 +48,105 @@ def _parse_leniently(body: bytes, error: orjson.JSONDecodeError) -> Any:
         raise BadRequest(f"the body is no valid JSON: {error}", code="bad_json") from None
 
 
-def tensors(given: Any, signature: Signature) -> dict[str, npt.NDArray[Any]]:
+def tensors(given: Any, signature: Signature, *, plain: bool = False) -> dict[str, npt.NDArray[Any]]:
+    """Every input by name. plain: whether the body is known to hold no true, false or null (see `is_plain`)."""
     if not isinstance(given, dict):
         if len(signature.inputs) > 1:
             raise wrong_names(signature, set())
-        return {signature.inputs[0].name: _array(signature.inputs[0], given)}
+        return {signature.inputs[0].name: _array(signature.inputs[0], given, plain)}
     names = {t.name for t in signature.inputs}
     if given.keys() != names:
         raise wrong_names(signature, set(given))
-    return {t.name: _array(t, given[t.name]) for t in signature.inputs}
+    return {t.name: _array(t, given[t.name], plain) for t in signature.inputs}
 
 
-def _array(tensor: Tensor, value: Any) -> npt.NDArray[Any]:
+def is_plain(body: bytes, given: Mapping[str, Any]) -> bool:
+    """Whether the values of this body hold neither true, nor false, nor null: they have an r or an l each, so there is
+    none where every r and l is in one of the names. Looking for two bytes is cheaper than looking at every value."""
+    if b"\\" in body:
+        return False  # an escaped letter in a name would be counted wrongly
+    inputs, outputs = given["inputs"], given.get("outputs")
+    names = [*given, *(inputs if isinstance(inputs, dict) else ())]
+    if outputs is not None:
+        if not isinstance(outputs, list) or not all(isinstance(name, str) for name in outputs):
+            return False
+        names += outputs
+    said = "".join(names)
+    return _holds(body, b"r", said.count("r")) and _holds(body, b"l", said.count("l"))
+
+
+def _holds(body: bytes, letter: bytes, times: int) -> bool:
+    """Whether a body holds a letter so many times. bytes.count walks through every byte; find does not."""
+    at = body.find(letter)
+    while at >= 0 and times >= 0:
+        times -= 1
+        at = body.find(letter, at + 1)
+    return times == 0 and at < 0
+
+
+def refuse_many(body: bytes, signature: Signature, rows: int) -> None:
+    """Raises BadTensor, before a body is parsed, where it plainly holds more values than so many rows can have."""
+    most = 0
+    for tensor in signature.inputs:
+        sizes = [rows if axis == tensor.batch_axis and size == -1 else size for axis, size in enumerate(tensor.shape)]
+        if -1 in sizes:
+            return
+        most += math.prod(sizes)
+    # Lists of n values in all have n - 1 commas, however they are nested; the rest is names.
+    given = body.count(b",")
+    if given > most + _COMMAS_BESIDE:
+        raise BadTensor(
+            f"the body holds about {given} values, and {rows} rows, which is max_batch, have {most}",
+            hint=f"send at most {rows} rows at a time",
+        )
+
+
+def _array(tensor: Tensor, value: Any, plain: bool) -> npt.NDArray[Any]:
+    found = quick(tensor, value) if plain else None
+    return _slow(tensor, value) if found is None else found
+
+
+def quick(tensor: Tensor, value: Any) -> npt.NDArray[Any] | None:
+    """The array of lists of numbers that are right; None where something is wrong or unusual, and `_slow` has to look.
+
+    struct takes numbers only, and refuses strings, null, lists and (for integers) fractions and what does not fit;
+    true and false it would take, so there must be none.
+    """
+    letter = _LETTERS.get(tensor.dtype)
+    wanted = tensor.shape
+    if letter is None or not wanted or 0 in wanted or type(value) is not list:
+        return None
+    level: list[Any] = value
+    shape = [len(level)]
+    try:
+        for _ in wanted[1:]:
+            sizes = set(map(len, level))
+            if len(sizes) != 1:
+                return None
+            shape += sizes
+            level = level[0] if len(level) == 1 else list(chain.from_iterable(level))
+        if any(have != want and (want != -1 or not have) for have, want in zip(shape, wanted, strict=True)):
+            return None
+        packed = bytearray(_packer(letter, len(level)).pack(*level))
+    except (TypeError, OverflowError, struct.error):
+        return None
+    array: npt.NDArray[Any] = np.frombuffer(packed, DTYPES[tensor.dtype]).reshape(shape)
+    return array if all_finite(array) else None
+
+
+# float16 is left out: struct and numpy need not round alike.
+_LETTERS = {
+    "float32": "f", "float64": "d", "int8": "b", "int16": "h", "int32": "i", "int64": "q", "uint8": "B", "uint16": "H",
+    "uint32": "I", "uint64": "Q",
+}  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _packer(letter: str, count: int) -> struct.Struct:
+    return struct.Struct(f"{count}{letter}")
+
+
+def _slow(tensor: Tensor, value: Any) -> npt.NDArray[Any]:
     """Nested lists → one array. Level by level, because numpy would read strings as numbers and null as NaN."""
     level: list[Any] = [value]
     shape: list[int] = []
@@ -70,10 +162,10 @@ def _array(tensor: Tensor, value: Any) -> npt.NDArray[Any]:
     seen = _seen_shape(value) if list in kinds else tuple(shape)
     if wrong := misfit(tensor, seen):
         raise BadTensor(wrong, hint=_nest(tensor))
-    return _flat(tensor, level, kinds).reshape(shape)
+    return flat(tensor, level, kinds).reshape(shape)
 
 
-def _flat(tensor: Tensor, values: list[Any], kinds: set[type]) -> npt.NDArray[Any]:
+def flat(tensor: Tensor, values: list[Any], kinds: set[type]) -> npt.NDArray[Any]:
     dtype = DTYPES.get(tensor.dtype)
     if dtype is None:
         raise _wrong(tensor, "cannot be given as JSON")

@@ -5,25 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import numpy as np
-import numpy.typing as npt
-
 from app import runtimes
-from app.domain.records import Signature, Tensor, Version
-from app.domain.tensors import DTYPES
-from app.errors import Conflict, Problem
-from app.metrics import Meter
+from app.domain.records import Signature, Version
+from app.errors import Conflict
+from app.metrics import OTHER, Meter
 from app.runtimes import Arrays, Engine, LoadOptions
-from app.serving.batcher import Batcher, Outputs
+from app.serving.batcher import RUN_TIMEOUT_S, Batcher, Outputs, Stages
+from app.serving.guard import Watch
+from app.serving.warming import warm
 
 log = logging.getLogger("enginesmith.serving")
 _DEFAULT_MAX_BATCH = 64
-_WARM_S = 30.0  # no larger batch is tried once warming has taken this long
 
 
 class Plan(NamedTuple):
@@ -34,12 +31,24 @@ class Plan(NamedTuple):
     max_batch: int | None
     max_delay_ms: float
     max_queue: int
+    threads: int | None = None
+    run_timeout_s: float | None = None
 
 
 class Lane:
-    """`with lane:` keeps it from being taken down while a request is between finding it and being queued."""
+    """`with lane:` keeps it from being taken down while a request is between finding it and being queued.
 
-    def __init__(self, plan: Plan, version: Version, engine: Engine, meter: Meter) -> None:
+    reopen: loads a fresh engine when a run of this one takes longer than the plan's run_timeout_s; called in a thread.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        version: Version,
+        engine: Engine,
+        meter: Meter,
+        reopen: Callable[[], Engine] | None = None,
+    ) -> None:
         self.plan = plan
         self.version = version
         self.max_batch = default_max_batch(version) if plan.max_batch is None else plan.max_batch
@@ -50,7 +59,10 @@ class Lane:
             max_delay_ms=plan.max_delay_ms,
             max_queue=plan.max_queue,
             instances=plan.instances,
+            run_timeout_s=plan.run_timeout_s or RUN_TIMEOUT_S,
+            reopen=reopen,
         )
+        self.watch: Watch | None = None  # where its answers are judged: see guard.py
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -69,9 +81,20 @@ class Lane:
         if not self._users:
             self._unused.set()
 
-    async def infer(self, inputs: Arrays, *, deadline: float | None = None) -> Outputs:
+    def infer(
+        self, inputs: Arrays, *, deadline: float | None = None, priority: int = 0, stages: Stages | None = None
+    ) -> Coroutine[Any, Any, Outputs]:
         """See Batcher.submit."""
-        return await self.batcher.submit(inputs, deadline=deadline)
+        submitted = self.batcher.submit(inputs, deadline=deadline, priority=priority, stages=stages)
+        return submitted if self.watch is None else _judged(submitted, self.watch)
+
+    def refuse_if_full(self, nbytes: int) -> None:
+        """See Batcher.refuse_if_full."""
+        self.batcher.refuse_if_full(nbytes)
+
+    def refused(self, why: str) -> None:
+        """Counts a request that did not get as far as the queue."""
+        self.batcher.meter.refuse(OTHER, why)
 
     async def close(self, grace_s: float) -> None:
         """Lets whoever uses it finish, for at most `grace_s`; then ends the engine and answers whoever still waits."""
@@ -81,6 +104,17 @@ class Lane:
         except TimeoutError:
             log.warning("%s was taken down with %d requests on it", self.plan.ref, self._users)
         await self.batcher.close(max(0.0, until - time.monotonic()))
+
+
+async def _judged(submitted: Coroutine[Any, Any, Outputs], watch: Watch) -> Outputs:
+    came = time.monotonic()
+    try:
+        outputs = await submitted
+    except Exception as error:
+        watch.ended(time.monotonic() - came, error)
+        raise
+    watch.ended(time.monotonic() - came)
+    return outputs
 
 
 def default_max_batch(version: Version) -> int:
@@ -97,7 +131,7 @@ def open_engine(version: Version, folder: Path, plan: Plan, threads: int) -> Eng
         raise Conflict(f"{version.format} cannot run here: {found.reason}", code="runtime_unavailable")
     max_batch = default_max_batch(version) if plan.max_batch is None else plan.max_batch
     options = LoadOptions(
-        threads=threads,
+        threads=threads if plan.threads is None else plan.threads,
         instances=plan.instances,
         precision=str(version.details.get("precision", "fp32")),
         max_batch=max_batch,
@@ -109,55 +143,3 @@ def open_engine(version: Version, folder: Path, plan: Plan, threads: int) -> Eng
         engine.close()
         raise
     return engine
-
-
-def warm(engine: Engine, version: Version, max_batch: int, instances: int = 1) -> None:
-    """Runs every batch size that engines prepare for: the first run of a size costs milliseconds that no client pays.
-
-    Where dimensions beside the batch are dynamic it takes the shapes that the engine was measured with; without
-    any it does nothing, because a size made up here may not fit the network.
-    """
-    shapes = _known_shapes(version)
-    if shapes is None:
-        return
-    fixed = all(-1 not in t.shape[1:] for t in version.signature.inputs) and version.signature.batched
-    until = time.monotonic() + _WARM_S
-    for rows in _sizes(max_batch) if version.signature.batched else [1]:
-        inputs = {t.name: _zeros(t, shapes[t.name], rows) for t in version.signature.inputs}
-        try:
-            for _ in range(instances):
-                engine.infer(inputs)
-        except Problem:
-            if fixed:
-                raise
-            log.info("%s does not run on zeros, and is not warmed", version.ref)
-            return
-        if time.monotonic() > until:
-            log.warning("warming %s stopped at %d of %d rows: it took too long", version.ref, rows, max_batch)
-            return
-
-
-def _known_shapes(version: Version) -> dict[str, tuple[int, ...]] | None:
-    given: dict[str, Any] = version.details.get("shapes") or {}
-    found: dict[str, tuple[int, ...]] = {}
-    for tensor in version.signature.inputs:
-        measured = given.get(tensor.name)
-        shape = tensor.shape if measured is None or len(measured) != len(tensor.shape) else tuple(measured)
-        if any(n < 1 for axis, n in enumerate(shape) if axis != tensor.batch_axis):
-            return None
-        found[tensor.name] = shape
-    return found
-
-
-def _zeros(tensor: Tensor, shape: tuple[int, ...], rows: int) -> npt.NDArray[Any]:
-    sized = [rows if axis == tensor.batch_axis and tensor.shape[axis] == -1 else n for axis, n in enumerate(shape)]
-    dtype = DTYPES[tensor.dtype]
-    return np.full(sized, "", dtype) if dtype.hasobject else np.zeros(sized, dtype)
-
-
-def _sizes(max_batch: int) -> Iterator[int]:
-    rows = 1
-    while rows < max_batch:
-        yield rows
-        rows *= 2
-    yield max_batch

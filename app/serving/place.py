@@ -5,38 +5,106 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.domain.records import Deployment
-from app.errors import Unavailable
+from app.errors import NotFound, Unavailable
+from app.serving.guard import Verdict
 from app.serving.lane import Lane
+from app.serving.shadow import Mirror
+
+_LEAST_KEPT_S, _MOST_KEPT_S = 0.1, 10.0
+
+
+class Lanes(NamedTuple):
+    """The lanes of one deployment; main and canary may be the same."""
+
+    main: Lane
+    canary: Lane | None = None
+    shadow: Lane | None = None
 
 
 class Place:
-    """What this replica has under one name. wanted: what should be; tried: what was last attempted."""
+    """wanted: what should be. tried: what was last attempted. served: what the lanes are, or were when it fell asleep.
+
+    It sleeps when its lanes were unloaded to make room for others: nothing has failed, and a request has it loaded.
+    """
 
     def __init__(self, wanted: Deployment) -> None:
         self.name = wanted.name
         self.wanted: Deployment | None = wanted
         self.tried: Deployment | None = None
+        self.served: Deployment | None = None
         self.main: Lane | None = None
         self.canary: Lane | None = None
+        self.mirror: Mirror | None = None
         self.percent = 0.0
         self.status = "loading"
         self.error: dict[str, Any] | None = None
         self.failures = 0
         self.retry_at: float | None = None
         self.work: asyncio.Task[None] | None = None
+        self.verdict: Verdict | None = None  # the canary broke a bound, and Redis is to be told
+        self.asleep = False
+        self.can_sleep_at_once = False  # found at start-up: loaded only where there is room
+        self.waiting = 0  # requests that wait for it to be loaded
+        self.used = self.kept_until = time.monotonic()
+        self.took_s = 0.0  # to load it, the last time
+        self.loads = 0
+        self._runs = 0
 
     @property
     def lanes(self) -> list[Lane]:
-        return [lane for lane in (self.main, self.canary) if lane is not None]
+        """Each once, whatever its roles."""
+        held = (self.main, self.canary, self.mirror.lane if self.mirror else None)
+        return list(dict.fromkeys(lane for lane in held if lane is not None))
+
+    @property
+    def is_busy(self) -> bool:
+        return self.work is not None and not self.work.done()
+
+    @property
+    def state(self) -> str:
+        """loading, ready, failed; asleep for one that is as wanted, but for being unloaded."""
+        return "asleep" if self.asleep and self.status == "ready" else self.status
 
     def due(self) -> bool:
         """Whether something is to be loaded that is not being loaded already."""
-        if self.work is not None and not self.work.done():
+        if self.is_busy:
             return False
         return self.wanted != self.tried or (self.retry_at is not None and time.monotonic() >= self.retry_at)
+
+    def take(self, lanes: Lanes, mirror: Mirror | None, to: Deployment, took_s: float) -> list[Lane]:
+        """From now on these answer; gives those that no longer do. took_s: what loading took, which is not to be spent
+        again at once for the sake of another deployment."""
+        old, former = self.lanes, self.mirror
+        self.main, self.canary, self.mirror = lanes.main, lanes.canary, mirror
+        self.verdict = self.verdict if to == self.served else None
+        # A canary that broke a bound gets nothing more, even before Redis knows of it.
+        self.percent = to.canary.percent if to.canary and self.verdict is None else 0.0
+        self.served, self.asleep = to, False
+        if former is not None and former is not mirror:
+            former.stop()
+        self.took_s, self.loads = took_s, self.loads + 1
+        self.used = time.monotonic()
+        self.kept_until = self.used + min(_MOST_KEPT_S, max(_LEAST_KEPT_S, took_s))
+        return [lane for lane in old if lane not in self.lanes]
+
+    def give_up(self, *, asleep: bool = False) -> list[Lane]:
+        """From now on nothing answers; gives the lanes that did."""
+        lanes = self.lanes
+        if self.mirror is not None:
+            self.mirror.stop()
+        self.main = self.canary = self.mirror = None
+        self.asleep = asleep
+        return lanes
+
+    def notice_use(self) -> None:
+        """Other processes reach the lanes without `pick`: their use shows in the counters."""
+        runs = sum(lane.batcher.meter.runs for lane in (self.main, self.canary) if lane is not None)
+        if runs > self._runs:
+            self.used = time.monotonic()
+        self._runs = runs
 
     def report(self) -> dict[str, Any]:
         at = self.tried or self.wanted
@@ -44,28 +112,77 @@ class Place:
         return {
             "generation": at.generation,
             "since": at.created_at,
-            "status": self.status,
+            "status": self.state,
             "model": at.model,
             "serving": self.main.version.ref if self.main else None,
             "error": self.error,
         }
 
-    def pick(self) -> Lane:
-        """The lane for the next request. Raises Unavailable while there is none, with the reason."""
+    def figures(self) -> dict[str, Any]:
+        """How canary and shadow do; changes all the time."""
+        found: dict[str, Any] = {}
+        if self.canary is not None and self.canary.watch is not None:
+            found["canary"] = {"model": self.canary.plan.ref} | self.canary.watch.figures()
+        if self.mirror is not None:
+            found["shadow"] = {"model": self.mirror.lane.plan.ref} | self.mirror.tally.figures()
+        return found
+
+    def pick(self, version: str | None = None) -> Lane:
+        """The lane for the next request. version: a number, which must be one that is served.
+
+        Raises NotFound; Unavailable while there is none, with the reason.
+        """
+        self.used = time.monotonic()
+        if version is not None:
+            return self._numbered(version)
         if self.canary is not None and random.random() * 100 < self.percent:
             return self.canary
         if self.main is not None:
             return self.main
+        raise self.absence()
+
+    def _numbered(self, version: str) -> Lane:
+        for lane in (self.main, self.canary):
+            if lane is not None and str(lane.version.version) == version:
+                return lane
+        if self.main is None and version in self.numbers():
+            raise self.absence()
+        raise self.no_version(version)
+
+    def numbers(self) -> list[str]:
+        """The versions served under this name, as their numbers; the main one first."""
+        if self.main is not None:
+            found = [str(lane.version.version) for lane in (self.main, self.canary) if lane is not None]
+        else:
+            of = self.served or self.tried or self.wanted
+            assert of is not None
+            refs = (of.model, *([of.canary.model] if of.canary else []))
+            found = [ref.rpartition("@")[2] for ref in refs]
+        return list(dict.fromkeys(found))
+
+    def no_version(self, version: str) -> NotFound:
+        return NotFound(
+            f"deployment {self.name!r} does not serve a version {version!r}",
+            code="version_not_served",
+            hint=f"it serves {', '.join(self.numbers())}",
+        )
+
+    def absence(self) -> Unavailable:
+        """Why there is no lane."""
         if self.status == "failed" and self.error is not None:
-            raise Unavailable(
+            return Unavailable(
                 f"deployment {self.name!r} could not be loaded: {self.error['detail']}",
                 code="deployment_failed",
                 hint=self.error.get("hint"),
                 headers={"Retry-After": "10"},
             )
-        raise Unavailable(
+        return Unavailable(
             f"deployment {self.name!r} is loading",
             code="deployment_loading",
             hint="try again in a moment",
             headers={"Retry-After": "1"},
         )
+
+
+def no_deployment(name: str) -> NotFound:
+    return NotFound(f"no deployment {name!r}", code="deployment_not_found", hint=f"PUT /v1/deployments/{name} makes it")

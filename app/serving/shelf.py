@@ -37,7 +37,7 @@ def fetch(artifacts: Artifacts, version: Version, shelf: Path) -> Path:
 
 
 def clear(shelf: Path, keep: set[str]) -> None:
-    """Removes what is not in `keep`, and gives memory that engines have freed back to the system."""
+    """Removes what is not in `keep`, and gives the memory that engines have freed back to the system."""
     for folder in shelf.iterdir() if shelf.is_dir() else ():
         if folder.name.startswith("."):
             stale = time.time() - folder.stat().st_mtime > _ABANDONED_S
@@ -45,11 +45,16 @@ def clear(shelf: Path, keep: set[str]) -> None:
             stale = folder.name not in keep
         if stale:
             shutil.rmtree(folder, ignore_errors=True)
-    gc.collect()
+    gc.collect(1)  # not everything: that would hold up every request for as long as it takes
+    trim()
+
+
+def trim() -> None:
+    """Gives freed memory back to the system."""
     # glibc keeps freed memory; elsewhere there is no such call.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if give_back is not None:
+        give_back(0)
 
 
 def is_whole(folder: Path, version: Version) -> bool:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import orjson
 
 from app.domain.records import Signature, Version
-from app.domain.tensors import DTYPES, check, wrong_names
+from app.domain.tensors import DTYPES, all_finite, check, wrong_names
 from app.errors import BadTensor, NotAcceptable, UnsupportedMedia
 from app.serving import arrays, json_tensors, predictions
 
@@ -23,7 +23,7 @@ MEDIA: dict[str, Kind] = {
     "image/png": "image",
     "multipart/form-data": "multipart",
 }
-_ANSWERS = {"json": "application/json", "npy": "application/x-npy", "npz": "application/x-npz"}
+ANSWERS = {"json": "application/json", "npy": "application/x-npy", "npz": "application/x-npz"}
 
 
 class Asked(NamedTuple):
@@ -67,7 +67,7 @@ def decode(
     if kind == "json":
         given = json_tensors.parse(body)
         asked = Asked(
-            json_tensors.tensors(given["inputs"], signature),
+            json_tensors.tensors(given["inputs"], signature, plain=json_tensors.is_plain(body, given)),
             selected(given.get("outputs"), signature),
             _top_k(given.get("top_k")),
         )
@@ -85,29 +85,36 @@ def decode(
     return asked
 
 
-def decode_images(
-    images: Sequence[bytes], version: Version, *, outputs: str | None = None, top_k: str | None = None
-) -> Asked:
-    """Encoded images → one tensor, a row each, through the version's preprocess. Raises BadTensor."""
+def decode_image(image: bytes, version: Version) -> npt.NDArray[Any]:
+    """One encoded image → one row, through the version's preprocess. Raises BadTensor."""
     from app.intake import preprocess  # here: only versions for images need it
 
+    return preprocess.apply(image, preprocess.parse(version.preprocess or {}))
+
+
+def images_asked(
+    rows: Sequence[npt.NDArray[Any] | BaseException],
+    version: Version,
+    *,
+    outputs: str | None = None,
+    top_k: str | None = None,
+) -> Asked:
+    """The rows of a request's images, or what decoding one raised instead, as one tensor. Raises that; BadTensor."""
     tensor = version.signature.inputs[0]
-    how = preprocess.parse(version.preprocess or {})
-    rows = []
-    for number, image in enumerate(images):
-        try:
-            rows.append(preprocess.apply(image, how))
-        except BadTensor as error:
-            if len(images) > 1:
-                raise BadTensor(f"image {number}: {error.detail}", hint=error.hint) from None
-            raise
-    if len({row.shape for row in rows}) != 1:
-        shapes = sorted({str(list(row.shape)) for row in rows})
+    good: list[npt.NDArray[Any]] = []
+    for number, row in enumerate(rows):
+        if isinstance(row, BadTensor) and len(rows) > 1:
+            raise BadTensor(f"image {number}: {row.detail}", hint=row.hint)
+        if isinstance(row, BaseException):
+            raise row
+        good.append(row)
+    if len({row.shape for row in good}) != 1:
+        shapes = sorted({str(list(row.shape)) for row in good})
         raise BadTensor(
-            f"the images are of different sizes: {', '.join(shapes)}" if rows else "there is no image in the body",
+            f"the images are of different sizes: {', '.join(shapes)}" if good else "there is no image in the body",
             hint="send images of one size, or one at a time",
         )
-    array = np.stack(rows)
+    array = good[0][None] if len(good) == 1 else np.stack(good)
     if DTYPES[tensor.dtype].kind == "f":
         array = array.astype(DTYPES[tensor.dtype], copy=False)
     found = {tensor.name: array}
@@ -119,7 +126,7 @@ def answer_kind(accept: str | None, body: Kind, outputs: int) -> str:
     """json, npy or npz: what Accept names first; else the kind of the request. Raises NotAcceptable."""
     own = {"npy": "npy" if outputs == 1 else "npz", "npz": "npz"}.get(body, "json")
     ranges = [_media_range(part) for part in (accept or "*/*").split(",")]
-    kinds = {media: kind for kind, media in _ANSWERS.items()} | {"*/*": own, "application/*": own}
+    kinds = {media: kind for kind, media in ANSWERS.items()} | {"*/*": own, "application/*": own}
     for media, quality in sorted(ranges, key=lambda r: -r[1]):  # stable: of equal ones the first
         kind = kinds.get(media)
         if kind is None or quality <= 0:
@@ -130,7 +137,7 @@ def answer_kind(accept: str | None, body: Kind, outputs: int) -> str:
                 hint="Accept: application/x-npz, or ask for one output",
             )
         return kind
-    raise NotAcceptable(f"no answer can be made as {accept!r}", hint=f"Accept one of {', '.join(_ANSWERS.values())}")
+    raise NotAcceptable(f"no answer can be made as {accept!r}", hint=f"Accept one of {', '.join(ANSWERS.values())}")
 
 
 def _media_range(part: str) -> tuple[str, float]:
@@ -156,7 +163,7 @@ def encode(kind: str, outputs: Mapping[str, npt.NDArray[Any]], asked: Asked, ver
         if version.labels and (best := predictions.top(outputs, version.labels, asked.top_k)) is not None:
             told["predictions"] = best
         body = orjson.dumps(told, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
-    return body, _ANSWERS[kind]
+    return body, ANSWERS[kind]
 
 
 def _plain(value: Any) -> Any:
@@ -170,10 +177,8 @@ def _plain(value: Any) -> Any:
 
 def require_finite(name: str, array: npt.NDArray[Any]) -> None:
     """Raises BadTensor that says where the first NaN or infinity is."""
-    if array.dtype.kind != "f":
-        return
-    finite = np.isfinite(array)
-    if not finite.all():
+    if not all_finite(array):
+        finite = np.isfinite(array)
         at = np.unravel_index(int(np.argmin(finite)), array.shape)
         what = "NaN" if np.isnan(array[at]) else "infinity"
         raise BadTensor(

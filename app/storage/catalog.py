@@ -320,10 +320,15 @@ class Catalog:
     def deployments(self) -> list[Deployment]:
         return [Deployment.model_validate_json(d) for _, d in sorted(self.redis.hgetall("es:deployments").items())]
 
-    def put_deployment(self, deployment: Deployment, *, was_generation: int | None) -> Deployment:
-        """was_generation: None when it must be new. Raises Stale when somebody else was first."""
+    def put_deployment(
+        self, deployment: Deployment, *, was_generation: int | None, was_made: str | None = None
+    ) -> Deployment:
+        """was_generation: of what it replaces; None when it must be new. was_made: that one's created_at, to tell it
+        from another of the same name. Raises Stale when somebody else was first."""
         expected = "" if was_generation is None else str(was_generation)
-        if not self._deploy(keys=["es:deployments"], args=[deployment.name, expected, deployment.model_dump_json()]):
+        # What is not used is not written, so that an older app on the same Redis can still read it.
+        text = deployment.model_dump_json(exclude_none=True)
+        if not self._deploy(keys=["es:deployments"], args=[deployment.name, expected, was_made or "", text]):
             raise Stale(f"deployment {deployment.name!r} was changed by somebody else", hint="look at it and try again")
         return deployment
 

@@ -43,11 +43,13 @@ redis.call('XADD', KEYS[2], 'MAXLEN', '~', 20000, '*', 'type', ARGV[2], 'data', 
 return 1
 """
 
-# KEYS: hash, key set. ARGV: field, expected generation or "", JSON. Compare-and-set of a deployment by its generation.
+# KEYS: hash. ARGV: field, generation of what it replaces ("" when it must be new), that one's created_at or "", JSON.
+# Compare-and-set of a deployment. Generations begin anew when one was deleted and made again: created_at tells them apart.
 DEPLOY = """
 local held = redis.call('HGET', KEYS[1], ARGV[1])
-local generation = held and tostring(cjson.decode(held).generation) or ''
-if generation ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+local before = held and cjson.decode(held)
+local generation = before and tostring(before.generation) or ''
+if generation ~= ARGV[2] or (before and ARGV[3] ~= '' and before.created_at ~= ARGV[3]) then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[4])
 return 1
 """

@@ -26,9 +26,13 @@ def serve(
     port: Annotated[int | None, typer.Option(help="0 for a free one (8000)", min=0, max=65535)] = None,
     data: Data = None,
     workers: Annotated[int | None, typer.Option(help="workers started beside it; 0 for none (1)", min=0)] = None,
+    http_processes: Annotated[
+        int | None, typer.Option(help="processes that speak HTTP, for machines with many cores (1)", min=1, max=256)
+    ] = None,
 ) -> None:
     """Runs the store, the app and its workers together until it is told to end."""
-    become("app", "serve", {"--host": host, "--port": port, "--data": data, "--workers": workers})
+    chosen: dict[str, object] = {"--host": host, "--port": port, "--data": data, "--workers": workers}
+    become("app", "serve", chosen | {"--http-processes": http_processes})
 
 
 def worker(

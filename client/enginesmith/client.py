@@ -144,7 +144,7 @@ class Deployments:
 
     def _settled(self, wanted: Record, timeout: float) -> Record:
         until, found = time.monotonic() + timeout, wanted
-        while found["status"] not in {"ready", "failed"}:
+        while found["status"] not in {"ready", "failed", "asleep"}:
             if time.monotonic() >= until:
                 raise TimedOut(f"deployment {wanted['name']} is still {found['status']} after {timeout:g} s")
             time.sleep(0.1)

@@ -35,6 +35,7 @@ class Transport:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
+        self.key = key
         self.retries = retries
         self.sleep = sleep
         headers = {"User-Agent": "enginesmith-client", "Accept": "application/json"}

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from app import runtimes
 from app.domain.records import Signature, Tensor
 from app.errors import BadTensor, Internal, Problem, Unavailable, Unprocessable
-from app.runtimes import BuildOptions, Engine, LoadOptions, Runtime
+from app.runtimes import BuildOptions, Engine, LoadOptions, Runtime, Slot
 
 RUNTIMES = [name for name in runtimes.names() if name != "echo" and runtimes.get(name).available().ok]
 F, I64, B, F16 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT16
@@ -309,3 +309,116 @@ def test_bf16_where_it_is_offered(runtime: Runtime, tmp_path: Path) -> None:
     found = engine.infer({"x": x})["logits"]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, x @ W, rtol=0.05, atol=0.1)
+
+
+def batches(x: np.ndarray, sizes: tuple[int, ...]) -> list[dict[str, np.ndarray]]:
+    """x cut into requests of these sizes, read-only as the body of a request is."""
+    x.flags.writeable = False
+    ends = np.cumsum(sizes)
+    return [{"x": x[end - n : end]} for n, end in zip(sizes, ends, strict=True)]
+
+
+def run(slot: Slot, parts: list[dict[str, np.ndarray]], rows: int) -> dict[str, np.ndarray]:
+    slot.fill(parts, rows)
+    return slot.run()
+
+
+def test_a_slot_gathers_requests_into_one_run(loaded: Loaded, tmp_path: Path) -> None:
+    slot = runtimes.slot_of(loaded(*gemm(tmp_path)), 8)
+    for sizes in ((1, 1, 1), (3,), (2, 4, 1, 1), (1,), (1, 1, 1), (30, 9)):  # beyond what was asked for, and back
+        x = rng.standard_normal((sum(sizes), 6)).astype(np.float32)
+        slot.fill(batches(x, sizes), sum(sizes))
+        np.testing.assert_allclose(slot.run()["logits"], x @ W, rtol=1e-5, atol=1e-5)
+
+
+def test_two_slots_do_not_share_memory(loaded: Loaded, tmp_path: Path) -> None:
+    engine = loaded(*gemm(tmp_path), LoadOptions(threads=1, instances=2))
+    slots = [runtimes.slot_of(engine, 8) for _ in range(2)]
+    xs = [rng.standard_normal((4, 6)).astype(np.float32) for _ in slots]
+    for slot, x in zip(slots, xs, strict=True):
+        slot.fill(batches(x, (1, 3)), 4)
+    found = [slot.run()["logits"] for slot in slots]
+    for y, x in zip(found, xs, strict=True):
+        np.testing.assert_allclose(y, x @ W, rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_fresh_slot_gives_is_the_callers(loaded: Loaded, tmp_path: Path) -> None:
+    path, signature = model_of(
+        tmp_path, [helper.make_node("Identity", ["x"], ["y"])], [("x", F, ["N", 3])], [("y", F, ["N", 3])]
+    )
+    slot = runtimes.slot_of(loaded(path, signature), 8)
+    x = np.ones((4, 3), np.float32)
+    slot.fill(batches(x, (2, 2)), 4)
+    y = slot.run()["y"]
+    slot.fill(batches(np.zeros((4, 3), np.float32), (2, 2)), 4)
+    slot.run()
+    if slot.fresh:
+        np.testing.assert_array_equal(y, x)
+
+
+def test_a_slot_takes_many_shapes_in_turn(loaded: Loaded, tmp_path: Path) -> None:
+    slot = runtimes.slot_of(loaded(*pool(tmp_path)), 4)
+    for _ in range(2):
+        for width in range(2, 50, 2):  # more kinds than are kept
+            x = rng.standard_normal((3, 1, 4, width)).astype(np.float32)
+            slot.fill(batches(x, (1, 2)), 3)
+            wanted = x.reshape(3, 1, 2, 2, width // 2, 2).mean((3, 5))
+            np.testing.assert_allclose(slot.run()["y"], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_slot_refuses_sizes_that_do_not_fit_and_works_on(loaded: Loaded, tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    engine = loaded(*model_of(tmp_path, nodes, [("x", F, ["N", "L"])], [("y", F, ["N", "M"])], {"w": W}))
+    slot = runtimes.slot_of(engine, 4)
+    for wrong in (7, 5, 7):
+        with pytest.raises(BadTensor, match=rf"\[2, {wrong}\]"):
+            run(slot, batches(np.zeros((2, wrong), np.float32), (1, 1)), 2)
+        x = rng.standard_normal((2, 6)).astype(np.float32)
+        slot.fill(batches(x, (1, 1)), 2)
+        np.testing.assert_allclose(slot.run()["y"], x @ W, rtol=1e-5, atol=1e-5)
+
+
+def test_a_slot_without_a_batch(loaded: Loaded, tmp_path: Path) -> None:
+    path, signature = model_of(
+        tmp_path,
+        [helper.make_node("Mul", ["x", "sr"], ["y"])],
+        [("x", F, [2, "L"]), ("sr", F, [])],
+        [("y", F, [2, "L"])],
+    )
+    slot = runtimes.slot_of(loaded(path, signature), 1)
+    for length in (3, 5, 3):
+        x = rng.standard_normal((2, length)).astype(np.float32)
+        slot.fill([{"sr": np.array(2, np.float32), "x": x}], 1)
+        np.testing.assert_allclose(slot.run()["y"], 2 * x)
+
+
+def test_a_slot_of_a_closed_engine(loaded: Loaded, tmp_path: Path) -> None:
+    engine = loaded(*gemm(tmp_path))
+    slot = runtimes.slot_of(engine, 8)
+    slot.fill([{"x": np.zeros((1, 6), np.float32)}], 1)
+    slot.run()
+    engine.close()
+    with pytest.raises(Unavailable):
+        run(slot, [{"x": np.zeros((1, 6), np.float32)}], 1)
+
+
+def test_sizes_that_were_run_are_known(loaded: Loaded, tmp_path: Path) -> None:
+    engine = loaded(*gemm(tmp_path))
+    met = getattr(engine, "met", None)
+    if met is None:
+        return  # every size is as good as another
+    assert met == set()
+    engine.infer({"x": np.zeros((3, 6), np.float32)})
+    slot = runtimes.slot_of(engine, 8)
+    slot.fill([{"x": np.zeros((1, 6), np.float32)}] * 5, 5)
+    slot.run()
+    assert met == {3, 5}
+
+
+def test_answers_in_a_batch_are_those_alone(loaded: Loaded, tmp_path: Path) -> None:
+    engine = loaded(*gemm(tmp_path))
+    slot = runtimes.slot_of(engine, 64)
+    for rows in range(1, 65):
+        x = rng.standard_normal((rows, 6)).astype(np.float32)
+        slot.fill(batches(x, (1,) * rows), rows)
+        np.testing.assert_allclose(slot.run()["logits"], x @ W, rtol=1e-5, atol=1e-5)

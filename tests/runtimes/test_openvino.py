@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from app.domain.records import Signature, Tensor
 from app.errors import Unprocessable
-from app.runtimes import BuildOptions, LoadOptions, openvino
+from app.runtimes import BuildOptions, Engine, LoadOptions, openvino, slot_of
 
 
 def quiet(share: float, phase: str) -> None:
@@ -78,3 +78,47 @@ def test_fp32_is_fp32(tmp_path: Path) -> None:
     x = rng.standard_normal((4, 512)).astype(np.float32)
     found = openvino.load(tmp_path, signature, LoadOptions(threads=1)).infer({"x:0": x})["Identity:0"]
     assert np.abs(found - x @ w).max() < 1e-3  # bf16 would be off by about 0.3
+
+
+@pytest.fixture
+def doubler(tmp_path: Path) -> Engine:
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])],
+    )
+    source = tmp_path / "m.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    source.write_bytes(model.SerializeToString())
+    openvino.build(source, tmp_path, BuildOptions(), quiet)
+    signature = Signature(inputs=(Tensor(name="x", shape=(-1, 3)),), outputs=(Tensor(name="y", shape=(-1, 3)),))
+    return openvino.load(tmp_path, signature, LoadOptions(threads=1, max_batch=16))
+
+
+def test_a_batch_is_padded_to_a_known_size_that_is_little_larger(doubler: Engine) -> None:
+    for rows in (8, 10, 16):
+        doubler.infer({"x": np.zeros((rows, 3), np.float32)})
+    slot, met = slot_of(doubler, 16), doubler.met  # type: ignore[attr-defined]
+    for rows, size in ((8, 8), (9, 10), (10, 10), (13, 16), (7, 8), (6, 6), (5, 6), (3, 3), (11, 11), (8, 8)):
+        x = np.random.default_rng(rows).standard_normal((rows, 3)).astype(np.float32)
+        slot.fill([{"x": x[:1]}, {"x": x[1:]}] if rows % 2 else [{"x": x}], rows)
+        np.testing.assert_array_equal(slot.run()["y"], 2 * x)
+        assert size in met
+    assert met == {3, 6, 8, 10, 11, 16}
+
+
+def test_padding_is_zeros_and_not_another_ones_rows(doubler: Engine) -> None:
+    doubler.infer({"x": np.zeros((5, 3), np.float32)})
+    slot = slot_of(doubler, 16)
+    for rows in (5, 4):
+        slot.fill([{"x": np.full((rows, 3), np.nan, np.float32)}], rows)
+        slot.run()
+    (kind,) = slot._buffers._kinds.values()  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(kind.wholes[0][4], np.zeros(3))
+
+
+def test_what_is_measured_is_not_padded(doubler: Engine) -> None:
+    for rows in (8, 7):
+        doubler.infer({"x": np.zeros((rows, 3), np.float32)})
+    assert doubler.met == {7, 8}  # type: ignore[attr-defined]

@@ -29,16 +29,44 @@ Serve = Callable[[Settings], AbstractAsyncContextManager[tuple[FastAPI, httpx.As
 
 @pytest.fixture
 def publish(tmp_path: Path, settings: Settings, artifacts: Artifacts, catalog: Catalog) -> Publish:
-    """Publishes an engine that multiplies x [rows, 3] by `factor`. weight: makes it slow, for a request of one row."""
+    """Publishes an engine that multiplies x [rows, 3] by `factor`. weight: makes it slow, for a request of one row.
+    fragile: it fails, by its own fault, on a row with a number above 100. ballast: bytes of weights that do nothing."""
     count = 0
 
     def make(
-        name: str = "net", factor: float = 1.0, format: str = "onnxruntime", weight: int = 0, **fields: Any
+        name: str = "net",
+        factor: float = 1.0,
+        format: str = "onnxruntime",
+        weight: int = 0,
+        fragile: bool = False,
+        ballast: int = 0,
+        **fields: Any,
     ) -> Version:
         nonlocal count
         count += 1
-        nodes = [helper.make_node("Mul", ["x", "f"], ["logits"])]
+        nodes = [helper.make_node("Mul", ["x", "f"], ["scaled" if fragile or ballast else "logits"])]
         constants = {"f": np.array(factor, np.float32)}
+        if fragile:  # more columns than there are numbers
+            constants |= {"many": np.array(100, np.float32), "columns": np.array([-1, 3], np.int64)}
+            constants |= {"one": np.array([0, 1_000_003], np.int64)}
+            nodes += [
+                helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+                helper.make_node("Greater", ["largest", "many"], ["is_many"]),
+                helper.make_node("Cast", ["is_many"], ["more"], to=TensorProto.INT64),
+                helper.make_node("Mul", ["more", "one"], ["wider"]),
+                helper.make_node("Add", ["columns", "wider"], ["shape"]),
+                helper.make_node("Reshape", ["scaled", "shape"], ["shaped"]),
+                helper.make_node("Reshape", ["shaped", "columns"], ["logits"]),
+            ]
+        if ballast:
+            constants |= {"table": np.zeros((ballast // 12, 3), np.float32), "zero": np.array(0, np.float32)}
+            nodes += [
+                helper.make_node("ReduceMax", ["x"], ["largest"], axes=[1], keepdims=0),
+                helper.make_node("Mul", ["largest", "zero"], ["nothing"]),
+                helper.make_node("Cast", ["nothing"], ["at"], to=TensorProto.INT64),
+                helper.make_node("Gather", ["table", "at"], ["found"]),
+                helper.make_node("Add", ["scaled", "found"], ["logits"]),
+            ]
         outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])]
         if weight:
             constants["w"] = np.full((weight, weight), 1 / weight, np.float32)

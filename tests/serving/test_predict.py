@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -14,6 +16,7 @@ from PIL import Image
 
 from app.domain.records import Deployment, Made, Signature, Tensor, Version, now
 from app.metrics import Meter
+from app.runtimes import Arrays
 from app.runtimes.echo import EchoEngine
 from app.serving.lane import Lane, Plan
 from app.serving.place import Place
@@ -49,18 +52,18 @@ X, Y = Tensor(name="x", shape=(-1, 3)), Tensor(name="y", shape=(-1, 3))
 
 
 @pytest.fixture
-def plain(app: FastAPI) -> Lane:
+async def plain(app: FastAPI) -> Lane:
     return serve_lane(app, "plain", lane([X], [Y]))
 
 
 @pytest.fixture
-def several(app: FastAPI) -> Lane:
+async def several(app: FastAPI) -> Lane:
     sr = Tensor(name="sr", dtype="int64", shape=(), batch_axis=None)
     return serve_lane(app, "several", lane([X, sr], [Y, Tensor(name="rate", dtype="int64", shape=(), batch_axis=None)]))
 
 
 @pytest.fixture
-def picture(app: FastAPI) -> Lane:
+async def picture(app: FastAPI) -> Lane:
     shape = (-1, 1, 2, 2)
     made = lane(
         [Tensor(name="x", shape=shape)], [Tensor(name="y", shape=shape)], preprocess={"resize": [2, 2], "channels": 1}
@@ -185,33 +188,90 @@ async def test_a_body_over_the_limit(settings: Settings, serve: Serve) -> None:
         assert response.status_code == 413
 
 
-async def test_a_deadline_in_the_queue(app: FastAPI, client: httpx.AsyncClient) -> None:
-    slow = serve_lane(app, "slow", lane([X], [Y], delay_s=0.3, details={"max_batch": 1}))
+class Gated(EchoEngine):
+    """An echo whose runs wait until the test opens the gate."""
+
+    def __init__(self, signature: Signature) -> None:
+        super().__init__(signature)
+        self.gate = threading.Event()
+        self.begun = 0
+
+    def infer(self, inputs: Arrays) -> dict[str, Any]:
+        self.begun += 1
+        assert self.gate.wait(60)
+        return super().infer(inputs)
+
+
+@pytest.fixture
+async def gated(app: FastAPI) -> AsyncIterator[Gated]:
+    """Behind `slow`: one row at a time, and two may wait."""
+    plain = lane([X], [Y], max_queue=2, details={"max_batch": 1})
+    engine = Gated(plain.signature)
+    serve_lane(app, "slow", Lane(plain.plan, plain.version, engine, Meter("m", "1")))
+    await plain.close(1)
+    yield engine
+    engine.gate.set()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_deadline_in_the_queue(app: FastAPI, client: httpx.AsyncClient, gated: Gated) -> None:
+    batcher = app.state.fleet.lane("slow").batcher
     first = asyncio.create_task(client.post("/predict/slow", json={"inputs": [[1, 2, 3]]}))
-    await asyncio.sleep(0.05)
+    await until(lambda: gated.begun == 1)
+    second = asyncio.create_task(client.post("/predict/slow", json={"inputs": [[1, 2, 3]]}))
+    await until(lambda: batcher.waiting_rows == 1)
     late = await client.post("/predict/slow", json={"inputs": [[1, 2, 3]]}, headers={"X-Timeout-Ms": "50"})
     assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
-    assert (await first).status_code == 200
-    assert slow.batcher.engine.seen == [1]  # type: ignore[attr-defined]
+    gated.gate.set()
+    assert [(await first).status_code, (await second).status_code] == [200, 200]
+    assert gated.seen == [1, 1]
 
 
-async def test_a_full_queue(app: FastAPI, client: httpx.AsyncClient) -> None:
-    serve_lane(app, "slow", lane([X], [Y], delay_s=0.2, max_queue=2, details={"max_batch": 1}))
-    posts = [client.post("/predict/slow", json={"inputs": [[1, 2, 3]]}) for _ in range(8)]
+async def test_a_full_queue(app: FastAPI, client: httpx.AsyncClient, gated: Gated) -> None:
+    posts = [asyncio.create_task(client.post("/predict/slow", json={"inputs": [[1, 2, 3]]}))]
+    await until(lambda: gated.begun == 1)
+    posts += [asyncio.create_task(client.post("/predict/slow", json={"inputs": [[1, 2, 3]]})) for _ in range(7)]
+    await until(lambda: sum(post.done() for post in posts) >= 5)
+    gated.gate.set()
     responses = await asyncio.gather(*posts)
     refused = [r for r in responses if r.status_code == 429]
-    assert {r.status_code for r in responses} == {200, 429}
+    assert sorted(r.status_code for r in responses) == [200] * 3 + [429] * 5
     assert refused[0].headers["content-type"] == "application/problem+json"
     assert int(refused[0].headers["retry-after"]) >= 1
 
 
-async def test_the_service_stops_and_everybody_is_answered(settings: Settings, serve: Serve) -> None:
-    async with serve(settings) as (app, client):
-        serve_lane(app, "slow", lane([X], [Y], delay_s=0.1, details={"max_batch": 1}))
-        posts = [asyncio.create_task(client.post("/predict/slow", json={"inputs": [[1, 2, 3]]})) for _ in range(5)]
-        await asyncio.sleep(0.05)
-        await app.state.fleet.stop()
-        assert [(await post).status_code for post in posts] == [200] * 5
+async def test_the_service_stops_and_everybody_is_answered(
+    app: FastAPI, client: httpx.AsyncClient, gated: Gated
+) -> None:
+    batcher = app.state.fleet.lane("slow").batcher
+    posts = [asyncio.create_task(client.post("/predict/slow", json={"inputs": [[1, 2, 3]]}))]
+    await until(lambda: gated.begun == 1)
+    posts += [asyncio.create_task(client.post("/predict/slow", json={"inputs": [[1, 2, 3]]})) for _ in range(2)]
+    await until(lambda: batcher.waiting_rows == 2)
+    stopping = asyncio.create_task(app.state.fleet.stop())
+    gated.gate.set()
+    await stopping
+    assert [(await post).status_code for post in posts] == [200] * 3
+
+
+async def test_a_header_that_was_seen_before_is_not_taken_for_another(client: httpx.AsyncClient, plain: Lane) -> None:
+    x = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
+    zeros = np.zeros_like(x)
+    for array in (zeros.astype(">f4"), x.astype(">f4"), zeros, x, np.asfortranarray(x), x[:1], x, x.T.copy().T):
+        for _ in range(2):
+            headers = {"Content-Type": NPY, "Accept": "application/json"}
+            response = await client.post("/predict/plain", content=npy(array), headers=headers)
+            assert response.json()["outputs"]["y"] == array.tolist()
+    longer = npy(x) + b"\0\0\0\0"
+    assert (await client.post("/predict/plain", content=longer, headers={"Content-Type": NPY})).status_code == 400
+    x[1, 1] = np.nan
+    refused = await client.post("/predict/plain", content=npy(x), headers={"Content-Type": NPY})
+    assert (refused.status_code, refused.json()["code"]) == (422, "not_finite")
 
 
 async def test_openapi_shows_examples(client: httpx.AsyncClient) -> None:

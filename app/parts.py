@@ -1,0 +1,87 @@
+"""What a process of the app opens and closes again: both stores and the queue; and, in one process of a service, the
+looking after lost jobs and old files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+from app import tracing
+from app.queue import Queue
+from app.reaper import reap
+from app.settings import Settings
+from app.storage.artifacts import Artifacts
+from app.storage.catalog import Catalog
+from app.storage.registry import reindex_if_empty, sweep
+
+log = logging.getLogger("enginesmith.app")
+SWEEP_S = 3600.0
+PATIENCE_S = 2.0  # a person waits for the answer; workers are more patient
+
+
+class Parts(NamedTuple):
+    settings: Settings
+    artifacts: Artifacts
+    catalog: Catalog
+    queue: Queue
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings, process: str) -> AsyncIterator[Parts]:
+    """process: what this one calls itself in traces. Raises RuntimeError where no Redis is named."""
+    if settings.redis_url is None:
+        raise RuntimeError("ENGINESMITH_REDIS_URL is not set; `enginesmith serve` starts a store and sets it")
+    tracing.start(settings, process)
+    artifacts = await asyncio.to_thread(Artifacts, settings.artifacts_url)
+    catalog = Catalog.open(settings, settings.redis_url, patience_s=PATIENCE_S)
+    queue = Queue(settings.redis_url)
+    try:
+        yield Parts(settings, artifacts, catalog, queue)
+    finally:
+        catalog.redis.close()
+        queue.redis.close()
+        await asyncio.to_thread(tracing.stop)
+
+
+@contextlib.asynccontextmanager
+async def looked_after(parts: Parts) -> AsyncIterator[None]:
+    """Rebuilds an index that was lost; while inside, brings lost jobs back and sweeps up every hour."""
+    learned = await asyncio.to_thread(_learn, parts.artifacts, parts.catalog)
+    task = asyncio.create_task(_look_after(parts, learned))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def _learn(artifacts: Artifacts, catalog: Catalog) -> bool:
+    """A Redis that has lost everything learns what exists from the store. False where it could not be asked."""
+    try:
+        found = reindex_if_empty(artifacts, catalog)
+    except Exception as error:
+        log.warning("the index could not be looked at, and is looked at again: %s", error)
+        return False
+    if found and any(found.values()):
+        log.warning("the index was empty and is rebuilt from the store", extra=found)
+    return True
+
+
+async def _look_after(parts: Parts, learned: bool) -> None:
+    settings, artifacts, catalog, queue = parts
+    swept = time.monotonic()
+    while True:
+        await asyncio.sleep(settings.reap_s)
+        learned = learned or await asyncio.to_thread(_learn, artifacts, catalog)
+        try:
+            await asyncio.to_thread(reap, catalog, queue, settings)
+            if time.monotonic() - swept > SWEEP_S:
+                swept = time.monotonic()
+                await asyncio.to_thread(sweep, artifacts, catalog, settings.sweep_after_s)
+        except Exception as error:
+            log.warning("looking after the jobs failed, and is tried again: %s", error)

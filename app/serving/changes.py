@@ -1,0 +1,75 @@
+"""What happens to one place: it is brought to what is wanted, or loaded again after sleep; what fails is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from app.domain.records import Deployment
+from app.errors import Internal, Problem
+from app.serving.loading import Loading
+from app.serving.place import Place
+
+log = logging.getLogger("enginesmith.serving")
+_RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class Changes:
+    """began, ended: called when the state of a place has changed."""
+
+    def __init__(self, loading: Loading, began: Callable[[], None], ended: Callable[[], None]) -> None:
+        self._loading = loading
+        self._began = began
+        self._ended = ended
+
+    def begin(self, place: Place, to: Deployment) -> asyncio.Task[None]:
+        """The new lanes are loaded aside, then swapped in; the old ones drain. What fails leaves the old ones."""
+        return asyncio.create_task(self._change(place, to), name=f"load {place.name}")
+
+    def wake(self, place: Place) -> asyncio.Task[None]:
+        """Loads what was unloaded to make room for others."""
+        return asyncio.create_task(self._wake(place), name=f"wake {place.name}")
+
+    async def _change(self, place: Place, to: Deployment) -> None:
+        place.tried, place.retry_at = to, None
+        if place.status != "failed" or not place.failures:
+            place.status, place.error = "loading", None
+        self._began()  # so that `loading` is reported
+        try:
+            await self._loading.bring(place, to)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            _fail(place, to, error)
+        else:
+            place.status, place.error, place.failures = "ready", None, 0
+            place.can_sleep_at_once = False
+        self._ended()
+
+    async def _wake(self, place: Place) -> None:
+        assert place.served is not None
+        try:
+            await self._loading.bring(place, place.served)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            place.asleep = False
+            _fail(place, place.served, error, again=True)
+        self._ended()
+
+
+def _fail(place: Place, to: Deployment, error: Exception, *, again: bool = False) -> None:
+    """again: to be tried once more whatever the reason is; it has worked before."""
+    problem = error if isinstance(error, Problem) else _unforeseen(error)
+    log.warning("deployment %s: %s does not load: %s", to.name, to.model, problem.detail)
+    place.status, place.error = "failed", problem.body()
+    if problem.retryable or again:
+        place.retry_at = time.monotonic() + _RETRY_S[min(place.failures, len(_RETRY_S) - 1)]
+        place.failures += 1
+
+
+def _unforeseen(error: Exception) -> Internal:
+    log.error("loading an engine failed", exc_info=error)
+    return Internal(f"the engine could not be loaded: {type(error).__name__}: {error}"[:400], code="engine_broken")

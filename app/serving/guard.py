@@ -1,0 +1,106 @@
+"""Whether a canary keeps the bounds stated for it: its newest answers, judged one by one as they come."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from app.domain.records import Canary, Deployment, Returned, now
+from app.errors import DeadlineExceeded, Overloaded, Problem
+
+MIN_REQUESTS = 20
+_NEWEST = 500  # answers that are looked at; more where min_requests says so
+_TAKEN_DOWN = "shutting_down"
+
+
+class Verdict(NamedTuple):
+    """Which bound was broken, in words and in figures."""
+
+    reason: Literal["error_rate", "p99"]
+    detail: str
+    figures: dict[str, Any]
+
+
+class Watch:
+    """Looks at what one lane answers, and calls `broken` once, with the first bound that it breaks.
+
+    An error is what the service is to blame for: an engine that fails or hangs, any other 5xx. A client's own mistakes
+    (4xx), a full queue (429), a client that went away and an engine that is being taken down are none. A deadline that
+    passed (504) is one unless it was shorter than half of the answers take: such a client is to blame itself.
+    A p99 counts as broken by two slow answers at the least: in a small window it would be the one slowest of all.
+    """
+
+    def __init__(self, canary: Canary, broken: Callable[[Verdict], None]) -> None:
+        self.canary = canary
+        self.tripped = False
+        self._broken = broken
+        self._least = canary.min_requests or MIN_REQUESTS
+        self._limit_s = math.inf if canary.max_p99_ms is None else canary.max_p99_ms / 1e3
+        self._newest: deque[tuple[float, bool]] = deque(maxlen=max(_NEWEST, self._least))
+        self._errors = 0
+        self._slow = 0
+
+    def ended(self, seconds: float, error: Exception | None = None) -> None:
+        """One request has been answered. seconds: in the queue and in the engine."""
+        failed = error is not None and self._is_ours(seconds, error)
+        if error is not None and not failed:
+            return
+        if len(self._newest) == self._newest.maxlen:
+            oldest, had_failed = self._newest[0]
+            self._errors -= had_failed
+            self._slow -= oldest > self._limit_s
+        self._newest.append((seconds, failed))
+        self._errors += failed
+        self._slow += seconds > self._limit_s
+        if (self._errors or self._slow) and not self.tripped and (verdict := self._judge()) is not None:
+            self.tripped = True
+            self._broken(verdict)
+
+    def figures(self) -> dict[str, Any]:
+        """Of the newest answers: requests, errors, error_rate, p99_ms."""
+        count = len(self._newest)
+        times = sorted(seconds for seconds, _ in self._newest)
+        return {
+            "requests": count,
+            "errors": self._errors,
+            "error_rate": round(self._errors / count, 4) if count else None,
+            "p99_ms": round(times[math.ceil(0.99 * count) - 1] * 1e3, 3) if count else None,
+        }
+
+    def _is_ours(self, seconds: float, error: Exception) -> bool:
+        if isinstance(error, DeadlineExceeded):
+            good = [s for s, failed in self._newest if not failed]
+            return not good or seconds >= statistics.median(good)
+        if isinstance(error, Problem):
+            return error.status >= 500 and error.code != _TAKEN_DOWN and not isinstance(error, Overloaded)
+        return True
+
+    def _judge(self) -> Verdict | None:
+        count, bounds = len(self._newest), self.canary
+        if count < self._least:
+            return None
+        if bounds.max_error_rate is not None and self._errors > bounds.max_error_rate * count:
+            share = f"{self._errors} of the newest {count} requests failed ({self._errors / count:.1%})"
+            return Verdict("error_rate", f"{share}, and max_error_rate is {bounds.max_error_rate:g}", self.figures())
+        if self._slow >= 2 and self._slow > count - math.ceil(0.99 * count):
+            figures = self.figures()
+            told = f"the p99 of the newest {count} requests is {figures['p99_ms']:g} ms"
+            return Verdict("p99", f"{told}, and max_p99_ms is {bounds.max_p99_ms:g}", figures)
+        return None
+
+
+def taken_back(was: Deployment, canary: Canary, verdict: Verdict, replica: str) -> Deployment:
+    """The deployment without its canary, and with the reason."""
+    returned = Returned(
+        model=canary.model,
+        percent=canary.percent,
+        reason=verdict.reason,
+        detail=verdict.detail,
+        figures=verdict.figures,
+        replica=replica,
+        at=now(),
+    )
+    return was.but(canary=None, returned=returned, generation=was.generation + 1, updated_at=returned.at)

@@ -1,0 +1,227 @@
+"""Opens what a deployment needs aside, and takes down what nothing needs any more."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection
+from concurrent.futures import Executor
+
+from app.domain.records import Deployment, Version, parse_ref
+from app.errors import Internal, Problem
+from app.metrics import Meters
+from app.runtimes import Engine, _libraries
+from app.serving import shelf
+from app.serving.budget import Budget, private_bytes
+from app.serving.guard import Verdict, Watch
+from app.serving.lane import Lane, Plan, open_engine
+from app.serving.place import Lanes, Place
+from app.serving.shadow import Mirror, Tally
+from app.settings import Settings
+from app.storage.artifacts import Artifacts
+
+_DRAIN_S = 60.0
+Broken = Callable[[Place, Lane, Verdict], None]
+
+
+class Loading:
+    """One per process. Everything but `_open` runs on the event loop; `threads` are where engines are opened.
+
+    find_version(ref): asked once per version, because a version never changes: what sleeps wakes without Redis.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        artifacts: Artifacts,
+        threads: Executor,
+        places: Callable[[], Collection[Place]],
+        find_version: Callable[[str, int], Awaitable[Version]],
+        broken: Broken,
+        changed: Callable[[], None],
+    ) -> None:
+        self.meters = Meters()
+        self.tallies: dict[tuple[str, str], Tally] = {}
+        self.budget = Budget(settings.engine_memory_bytes)
+        self.draining: set[asyncio.Task[None]] = set()
+        self._settings = settings
+        self._artifacts = artifacts
+        self._threads = threads
+        self._places = places
+        self._find_version = find_version
+        self._broken = broken
+        self._changed = changed
+        self._versions: dict[str, Version] = {}
+        self._shadow_meters = Meters()  # of their own: what no client asked for must not count as served
+        self._opening = 0
+        self._opened = 0
+
+    async def bring(self, place: Place, to: Deployment) -> bool:
+        """Opens the lanes that are not there yet, swaps them in, and has the old ones drain. False, with nothing done,
+        for a place that may sleep and for which there is no room.
+
+        Raises Problem, and then whatever served goes on.
+        """
+        if place.main is None and len(to.refs) > 1 and not place.can_sleep_at_once:
+            # Nobody waits for a canary or a shadow that may not even load.
+            await self._bring(place, to.but(canary=None, shadow=None))
+        return await self._bring(place, to)
+
+    async def _bring(self, place: Place, to: Deployment) -> bool:
+        versions = [await self._version(to, ref) for ref in to.refs]
+        plans = [self._plan(to, ref) for ref in to.refs]
+        needed = dict(zip(plans, versions, strict=True))
+        budget = self.budget
+        if not budget.limit:
+            await self._swap(place, to, needed)
+            return True
+        budget.refuse_too_large(to.name, sum(v.bytes for v in needed.values()))
+        async with budget.turn:
+            there = {lane.plan for lane in place.lanes}
+            missing = sum(budget.expected(v, plan) for plan, v in needed.items() if plan not in there)
+            if place.can_sleep_at_once and not budget.has_room(missing):
+                place.served, place.asleep = to, True
+                return False
+            room = (place, self._places, self.drain, lambda: self.draining)
+            await budget.make_room(missing, *room)
+            old = await self._swap(place, to, needed)
+            # It may hold more than was expected. Its own old lanes are about to go: they are nobody's fault.
+            if not budget.has_room(-budget.of(old)):
+                await budget.make_room(0, *room)
+        return True
+
+    async def _swap(self, place: Place, to: Deployment, needed: dict[Plan, Version]) -> list[Lane]:
+        began = time.monotonic()
+        shadow = place.mirror.lane if place.mirror else None
+        # Lanes change between main and canary as they are; a shadow's has counters of its own.
+        there = {lane.plan: lane for lane in (place.main, place.canary) if lane is not None}
+        fresh: list[Lane] = []
+
+        async def lane(ref: str, known: dict[Plan, Lane], meters: Meters) -> Lane:
+            plan = self._plan(to, ref)
+            if plan not in known:
+                known[plan] = await self._lane(to, plan, needed[plan], meters)
+                fresh.append(known[plan])
+            return known[plan]
+
+        try:
+            main = await lane(to.model, there, self.meters)
+            canary = await lane(to.canary.model, there, self.meters) if to.canary else None
+            if to.shadow is not None:
+                shadows = {shadow.plan: shadow} if shadow else {}
+                shadow = await lane(to.shadow.model, shadows, self._shadow_meters)
+            else:
+                shadow = None
+            self.budget.refuse_too_large(to.name, self.budget.of({x for x in (main, canary, shadow) if x}))
+        except BaseException:
+            self.drain(fresh)
+            raise
+        self._watch(place, to, main, canary)
+        mirror = self._mirror(place, to, shadow) if shadow is not None else None
+        old = place.take(Lanes(main, canary, shadow), mirror, to, time.monotonic() - began)
+        if place.wanted is None:  # deleted meanwhile
+            old += place.give_up()
+        self.drain(old)
+        return old
+
+    def _plan(self, to: Deployment, ref: str) -> Plan:
+        settings = self._settings
+        return Plan(
+            ref,
+            to.instances,
+            to.max_batch,
+            to.max_delay_ms,
+            to.max_queue or settings.max_queue,
+            to.threads,
+            to.run_timeout_s or settings.run_timeout_s,
+        )
+
+    def _watch(self, place: Place, to: Deployment, main: Lane, canary: Lane | None) -> None:
+        """A canary whose bounds are the same as before goes on being judged by what it did."""
+        if canary is not main:
+            main.watch = None
+        if canary is not None and to.canary is not None:
+            watch = canary.watch
+            if watch is None or watch.canary != to.canary or watch.tripped:
+                canary.watch = Watch(to.canary, lambda verdict: self._broken(place, canary, verdict))
+
+    def _mirror(self, place: Place, to: Deployment, lane: Lane) -> Mirror:
+        assert to.shadow is not None
+        tally = self.tallies.setdefault((to.name, to.shadow.model), Tally())
+        if place.mirror is not None and place.mirror.lane is lane:
+            place.mirror.percent = to.shadow.percent
+            return place.mirror
+        return Mirror(lane, to.shadow.percent, tally, self._threads)
+
+    async def _version(self, to: Deployment, ref: str) -> Version:
+        if ref not in self._versions:
+            name, number = parse_ref(ref)
+            if number is None:
+                raise Internal(f"deployment {to.name} names no exact version: {ref}")
+            self._versions[ref] = await self._find_version(name, number)
+        return self._versions[ref]
+
+    async def _lane(self, to: Deployment, plan: Plan, version: Version, meters: Meters) -> Lane:
+        def open_again() -> Engine:
+            return self._open(plan, version)[0]
+
+        is_alone = self._opening == 0
+        self._opening += 1
+        self._opened += 1
+        number = self._opened
+        try:
+            loop = asyncio.get_running_loop()
+            engine, grown = await loop.run_in_executor(self._threads, self._open, plan, version)
+        finally:
+            self._opening -= 1
+        meter = meters.of(to.name, str(version.version))
+        lane = Lane(plan, version, engine, meter, open_again)
+        self.budget.loaded(lane, grown if is_alone and number == self._opened else None)
+        return lane
+
+    def _open(self, plan: Plan, version: Version) -> tuple[Engine, int | None]:
+        """In a thread: the engine, loaded and warmed, and by how much the process grew."""
+        home = self._settings.scratch / "engines"
+        folder = shelf.fetch(self._artifacts, version, home)
+        if (library := getattr(_libraries, version.format, None)) is not None:
+            library()  # so that the library itself is not taken for the first engine's memory
+        if self.budget.limit:
+            shelf.trim()
+        before = private_bytes()
+        try:
+            engine = open_engine(version, folder, plan, self._settings.threads)
+        except Problem:
+            if shelf.is_whole(folder, version):
+                raise
+            # Another replica on this machine did not know yet that the version is wanted, and has tidied it away.
+            folder = shelf.fetch(self._artifacts, version, home)
+            engine = open_engine(version, folder, plan, self._settings.threads)
+        if self.budget.limit:
+            shelf.trim()
+        after = private_bytes()
+        return engine, after - before if before is not None and after is not None else None
+
+    def drain(self, lanes: list[Lane]) -> None:
+        """Takes lanes down once whoever uses them has been answered."""
+        if lanes:
+            self._changed()
+            task = asyncio.create_task(self._take_down(lanes))
+            self.draining.add(task)
+            task.add_done_callback(self.draining.discard)
+
+    async def _take_down(self, lanes: list[Lane]) -> None:
+        try:
+            for lane in lanes:
+                await lane.close(_DRAIN_S)
+        finally:
+            for lane in lanes:
+                self.budget.unloaded(lane)
+        named: set[str] = set()
+        for place in self._places():
+            named |= {lane.plan.ref for lane in place.lanes}
+            for of in (place.wanted, place.served):
+                named |= set(of.refs if of is not None else ())
+        for ref in self._versions.keys() - named:
+            del self._versions[ref]
+        home = self._settings.scratch / "engines"
+        await asyncio.get_running_loop().run_in_executor(self._threads, shelf.clear, home, named)

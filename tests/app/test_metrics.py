@@ -1,0 +1,90 @@
+"""The figures of one version under one deployment, and their text form as Prometheus reads it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.metrics import BACKEND, OTHER, REJECTED, Histogram, Meters
+
+
+def test_a_histogram_counts_up_to_its_bounds() -> None:
+    histogram = Histogram((1, 2, 4))
+    for value in (0.5, 1, 1.5, 4, 100):
+        histogram.add(value)
+    samples = {(suffix, labels): value for suffix, labels, value in histogram.samples('a="b"')}
+    assert samples == {
+        ("_bucket", 'a="b",le="1"'): 2,
+        ("_bucket", 'a="b",le="2"'): 3,
+        ("_bucket", 'a="b",le="4"'): 4,
+        ("_bucket", 'a="b",le="+Inf"'): 5,
+        ("_sum", 'a="b"'): 107,
+        ("_count", 'a="b"'): 5,
+    }
+
+
+def test_a_run_is_told_in_every_form() -> None:
+    meters = Meters()
+    meter = meters.of("web", "3")
+    meter.ran([10.0, 10.5], 6, (11.0, 11.25, 12.25, 12.5), 13.0)
+    meter.succeeded += 2
+    meter.refuse(REJECTED, "deadline")
+    meter.refuse(REJECTED, "queue_full")
+    meter.refuse(OTHER, "bad_tensor")
+    meter.failed[BACKEND] += 1
+    meter.hung += 1
+    meter.pending, meter.pending_rows = 2, 9
+    text = meters.exposition()
+    found = {
+        (
+            sample.name.removesuffix("_total") if sample.name.startswith("nv_") else sample.name,  # the parser's
+            sample.labels.get("reason") or sample.labels.get("stage") or sample.labels.get("le"),
+        ): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if not (sample.name.startswith("enginesmith_stage") and sample.name.endswith("_bucket"))
+    }
+    assert {k: v for k, v in found.items() if v} == pytest.approx(
+        {
+            ("nv_inference_request_success", None): 2,
+            ("nv_inference_request_failure", "REJECTED"): 2,
+            ("nv_inference_request_failure", "BACKEND"): 1,
+            ("nv_inference_request_failure", "OTHER"): 1,
+            ("nv_inference_count", None): 6,
+            ("nv_inference_exec_count", None): 1,
+            ("nv_inference_pending_request_count", None): 2,
+            ("nv_inference_request_duration_us", None): 5.5e6,
+            ("nv_inference_queue_duration_us", None): 1.5e6,
+            ("nv_inference_compute_input_duration_us", None): 0.5e6,
+            ("nv_inference_compute_infer_duration_us", None): 2e6,
+            ("nv_inference_compute_output_duration_us", None): 0.5e6,
+            ("enginesmith_pending_rows", None): 9,
+            ("enginesmith_refused_total", "deadline"): 1,
+            ("enginesmith_refused_total", "queue_full"): 1,
+            ("enginesmith_refused_total", "bad_tensor"): 1,
+            ("enginesmith_deadline_missed_total", None): 1,
+            ("enginesmith_engine_hung_total", None): 1,
+            **{("enginesmith_batch_rows_bucket", str(n)): 1 for n in (8, 16, 32, 64, 128, 256, 512, 1024)},
+            ("enginesmith_batch_rows_bucket", "+Inf"): 1,
+            ("enginesmith_batch_rows_sum", None): 6,
+            ("enginesmith_batch_rows_count", None): 1,
+            ("enginesmith_stage_seconds_sum", "queue"): 1.5,
+            ("enginesmith_stage_seconds_sum", "input"): 0.25,
+            ("enginesmith_stage_seconds_sum", "infer"): 1.0,
+            ("enginesmith_stage_seconds_sum", "output"): 0.25,
+            ("enginesmith_stage_seconds_count", "queue"): 2,
+            ("enginesmith_stage_seconds_count", "input"): 1,
+            ("enginesmith_stage_seconds_count", "infer"): 1,
+            ("enginesmith_stage_seconds_count", "output"): 1,
+        }
+    )
+    assert len(re.findall(r'model="web",version="3"', text)) == len(re.findall(r"^[^#]", text, re.MULTILINE))
+    assert meter.by_rows[6].infer_us == pytest.approx(1e6)
+
+
+def test_a_version_that_comes_back_goes_on_where_it_stopped() -> None:
+    meters = Meters()
+    assert meters.of("web", "1") is meters.of("web", "1")
+    assert meters.of("web", "1") is not meters.of("web", "2")

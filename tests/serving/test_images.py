@@ -1,0 +1,158 @@
+"""Images as bodies: hostile ones are refused with the reason, unusual ones are read right."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from PIL import Image
+
+from app.domain.records import Tensor
+from app.errors import BadTensor
+from app.intake.preprocess import apply, parse
+
+from .test_predict import lane, serve_lane
+
+PLAIN = parse({"scale": 1})
+# A picture whose every corner differs.
+CORNERS = np.zeros((16, 24, 3), np.uint8)
+CORNERS[:8, :12], CORNERS[:8, 12:], CORNERS[8:, :12] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+
+
+def encoded(picture: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png_of(width: int, height: int, data: bytes = b"") -> bytes:
+    """A PNG that claims a size."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data or zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
+
+
+def jpeg_of(width: int, height: int) -> bytes:
+    data = encoded(Image.fromarray(CORNERS), "JPEG")
+    at = data.index(b"\xff\xc0")
+    return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (png_of(60_000, 60_000), "pixels"),
+        (png_of(10_000, 9_500), "pixels"),  # Pillow only warns of it
+        (png_of(2**31 - 1, 2**31 - 1), "pixels"),
+        (jpeg_of(65_000, 65_000), "pixels"),
+        (png_of(7000, 7000), "truncated"),
+        (png_of(0, 10), "cannot be decoded"),
+        (encoded(Image.fromarray(CORNERS), "JPEG")[:-200], "truncated"),
+        (encoded(Image.fromarray(CORNERS), "JPEG")[:20], "cannot be decoded"),
+        (encoded(Image.fromarray(CORNERS))[:60], "cannot be decoded"),
+        (encoded(Image.fromarray(CORNERS), "JPEG").replace(b"\xff\xda", b"\xff\xda" * 300, 1), "scans"),
+        (b"\xff\xd8" + b"\xff" * 1000, "cannot be decoded"),
+        (b"GIF89a" + b"\xff" * 100, "cannot be decoded"),
+        (b"%PDF-1.4", "none of JPEG"),
+        (b"", "none of JPEG"),
+        (encoded(Image.fromarray(CORNERS), "TIFF"), "none of JPEG"),
+        (encoded(Image.fromarray(np.zeros((4, 4), np.uint16))), "8 bits"),
+    ],
+)
+def test_what_is_refused(data: bytes, said: str) -> None:
+    with pytest.raises(BadTensor, match=f"(?i){said}") as caught:
+        apply(data, PLAIN)
+    assert caught.value.hint
+
+
+def read(data: bytes, **preprocess: Any) -> np.ndarray:
+    return apply(data, parse({"scale": 1, "layout": "NHWC"} | preprocess))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_by_its_exif(orientation: int) -> None:
+    turned = {
+        1: CORNERS, 2: CORNERS[:, ::-1], 3: CORNERS[::-1, ::-1], 4: CORNERS[::-1], 5: CORNERS.transpose(1, 0, 2),
+        6: np.rot90(CORNERS, 1), 7: np.rot90(CORNERS, 2).transpose(1, 0, 2), 8: np.rot90(CORNERS, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(np.ascontiguousarray(turned)), "PNG", exif=exif)
+    np.testing.assert_array_equal(read(data), CORNERS)
+
+
+def test_a_broken_exif_is_no_reason_to_refuse() -> None:
+    data = encoded(Image.fromarray(CORNERS), "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\x01" * 30)
+    np.testing.assert_array_equal(read(data), CORNERS)
+
+
+def test_modes() -> None:
+    picture = Image.fromarray(CORNERS)
+    palette = picture.quantize(8)
+    see_through = palette.copy()
+    see_through.info["transparency"] = bytes([0, 128, 255])
+    frames = [picture.quantize(8), Image.fromarray(CORNERS[::-1].copy()).quantize(8)]
+    for data in (
+        encoded(palette),
+        encoded(see_through, transparency=bytes([0, 128, 255])),
+        encoded(picture.convert("RGBA")),
+        encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),  # the first one counts
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_array_equal(read(data), CORNERS)
+    grey = Image.fromarray(CORNERS[..., 0])
+    assert read(encoded(grey)).shape == (16, 24, 3)
+    assert read(encoded(grey.convert("LA")), channels=1).shape == (16, 24, 1)
+    assert set(np.unique(read(encoded(grey.convert("1")), channels=1))) == {0, 255}
+    # Four colours as printers have them, also when Adobe has turned them over.
+    found = read(encoded(picture.convert("CMYK"), "JPEG", quality=95))
+    assert np.abs(found - CORNERS).mean() < 12
+
+
+def test_every_step_is_as_in_plain_numpy() -> None:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (61, 83, 3), dtype=np.uint8)
+    how = {"resize": 40, "crop": [32, 36], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    picture = Image.fromarray(pixels).resize((round(83 * 40 / 61), 40), Image.Resampling.BILINEAR)
+    left, top = (picture.width - 36) // 2, (picture.height - 32) // 2
+    cut = np.asarray(picture.crop((left, top, left + 36, top + 32)))
+    scaled = cut.astype(np.float32) * np.float32(1 / 255)
+    wanted = (scaled - np.asarray(how["mean"], np.float32)) / np.asarray(how["std"], np.float32)
+    for order in ("RGB", "BGR"):
+        for layout in ("NCHW", "NHWC"):
+            got = apply(encoded(Image.fromarray(pixels[..., :: 1 if order == "RGB" else -1])), parse(
+                how | {"order": order, "layout": layout, "mean": how["mean"], "std": how["std"]}
+            ))  # fmt: skip
+            assert got.flags.c_contiguous
+            np.testing.assert_array_equal(got, wanted.transpose(2, 0, 1) if layout == "NCHW" else wanted)
+
+
+async def test_over_http(app: FastAPI, client: httpx.AsyncClient) -> None:
+    shape = (-1, 3, 16, 24)
+    serve_lane(
+        app, "eye", lane([Tensor(name="x", shape=shape)], [Tensor(name="y", shape=shape)], preprocess={"scale": 1})
+    )
+    good = encoded(Image.fromarray(CORNERS))
+    headers = {"Content-Type": "image/png"}
+    bombs = [png_of(60_000, 60_000), png_of(7000, 7000), good[:-30], b"no image", encoded(Image.new("RGB", (8, 8)))]
+    for data in bombs:
+        refused = await client.post("/predict/eye", content=data, headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (422, "bad_tensor"), refused.text
+        several = await client.post("/predict/eye", files=[("a", ("a", good)), ("b", ("b", data))])
+        assert (several.status_code, several.json()["code"]) == (422, "bad_tensor"), several.text
+    answer = await client.post("/predict/eye", files=[("a", ("a", good)), ("b", ("b", good))])
+    y = np.asarray(answer.json()["outputs"]["y"])
+    np.testing.assert_array_equal(y, np.stack([CORNERS.transpose(2, 0, 1)] * 2))
