@@ -14,10 +14,10 @@ PORT ?= 8000
 WORKERS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo example serve test test-all lint types bench bench-train gpu-check clean
+.PHONY: help setup demo example serve test test-all lint types bench bench-train bench-serving gpu-check clean
 
 help: ## lists the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## makes .venv with everything in it; instant when it is there already (TORCH_INDEX=, EXTRAS=vision)
 	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11" >&2; exit 2; }
@@ -47,15 +47,18 @@ types: setup ## strict types
 	@$(BIN)/mypy
 	@$(BIN)/mypy -p demo
 
-bench: bench-train ## every benchmark
+bench: bench-train bench-serving ## every benchmark
 
 bench-train: setup ## our training loop against a bare PyTorch loop
 	@$(BIN)/python benchmarks/train_overhead.py
 
+bench-serving: setup ## our service against Triton, MLServer, LitServe, BentoML, FastAPI (BENCH="--rounds 3")
+	@$(BIN)/python benchmarks/serving.py $(BENCH)
+
 gpu-check: setup ## says what the GPU parts find on this machine
 	@$(BIN)/python scripts/gpu_check.py
 
-clean: ## removes what was built (.venv and ./data stay)
+clean: ## removes what was built (.venv, .bench and ./data stay)
 	rm -rf build dist example .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
-	find . -name .venv -prune -o -name __pycache__ -type d -print | xargs rm -rf
-	find . -maxdepth 2 -name '*.egg-info' -type d -not -path './.venv/*' -print | xargs rm -rf
+	find . \( -name .venv -o -name .bench \) -prune -o -name __pycache__ -type d -print | xargs rm -rf
+	find . -maxdepth 2 -name '*.egg-info' -type d -not -path './.venv/*' -not -path './.bench/*' -print | xargs rm -rf

@@ -1,4 +1,4 @@
-"""What happens to one place: it is brought to what is wanted, or loaded again after sleep; what fails is tried again."""
+"""What happens to one place: it is brought to what is wanted, or woken; what fails is tried again."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class Changes:
-    """began, ended: called when the state of a place has changed."""
+    """moved: called when the state of a place has changed."""
 
-    def __init__(self, loading: Loading, began: Callable[[], None], ended: Callable[[], None]) -> None:
+    def __init__(self, loading: Loading, moved: Callable[[], None]) -> None:
         self._loading = loading
-        self._began = began
-        self._ended = ended
+        self._moved = moved
 
     def begin(self, place: Place, to: Deployment) -> asyncio.Task[None]:
         """The new lanes are loaded aside, then swapped in; the old ones drain. What fails leaves the old ones."""
@@ -36,7 +35,7 @@ class Changes:
         place.tried, place.retry_at = to, None
         if place.status != "failed" or not place.failures:
             place.status, place.error = "loading", None
-        self._began()  # so that `loading` is reported
+        self._moved()  # so that `loading` is reported
         try:
             await self._loading.bring(place, to)
         except asyncio.CancelledError:
@@ -46,7 +45,7 @@ class Changes:
         else:
             place.status, place.error, place.failures = "ready", None, 0
             place.can_sleep_at_once = False
-        self._ended()
+        self._moved()
 
     async def _wake(self, place: Place) -> None:
         assert place.served is not None
@@ -57,7 +56,7 @@ class Changes:
         except Exception as error:
             place.asleep = False
             _fail(place, place.served, error, again=True)
-        self._ended()
+        self._moved()
 
 
 def _fail(place: Place, to: Deployment, error: Exception, *, again: bool = False) -> None:

@@ -20,6 +20,7 @@ from app import observe
 from app.domain.records import Deployment, Version
 from app.errors import NotFound, Unavailable
 from app.serving import fleet_metrics, oip_metadata
+from app.serving.changes import Changes
 from app.serving.guard import Verdict, taken_back
 from app.serving.lane import Lane
 from app.serving.loading import Loading
@@ -62,7 +63,7 @@ class Fleet:
         self._loading = Loading(
             settings, artifacts, self._opening, self.places, self._find_version, self._canary_broke, self._changed
         )
-        self._changes = Changes(self._loading, self.nudge, self._loading_ended)
+        self._changes = Changes(self._loading, self._moved)
         self.meters = self._loading.meters
         self.listeners: list[Callable[[], None]] = []  # told of other lanes before the old ones go down
 
@@ -224,8 +225,10 @@ class Fleet:
             self._nudged.clear()
             self._begun += 1
             try:
-                self._apply(await self._ask(self._catalog.deployments))
-                self._known, self._lost = True, False
+                if self._apply(await self._ask(self._catalog.deployments)) or not self._known:
+                    self._known = True
+                    self._changed()
+                self._lost = False
                 await self._return_canaries()
                 if due := self._reports.due(self._places):
                     await self._ask(self._reports.write, due)
@@ -244,30 +247,35 @@ class Fleet:
                 async with asyncio.timeout(self._settings.poll_s):
                     await self._nudged.wait()
 
-    def _apply(self, deployments: list[Deployment]) -> None:
+    def _apply(self, deployments: list[Deployment]) -> bool:
+        """Whether something else is wanted than before."""
+        is_other = False
         wanted = {d.name: d for d in deployments}
         for place in self._places.values() if self.listeners else ():
             place.notice_use()
         for name in [n for n in self._places if n not in wanted]:
             gone = self._places.pop(name)
-            gone.wanted = None
+            gone.wanted, is_other = None, True
             self._loading.drain(gone.give_up())
         for name, deployment in wanted.items():
             if name not in self._places:
                 self._places[name] = Place(deployment)
                 self._places[name].can_sleep_at_once = not self._known
+                is_other = True
             place = self._places[name]
             if place.wanted != deployment:
                 place.wanted, place.failures, place.retry_at = deployment, 0, None
+                is_other = True
             if place.due():
                 place.work = self._changes.begin(place, deployment)
+        return is_other
 
     def _changed(self) -> None:
         for listener in self.listeners:
             listener()
 
-    def _loading_ended(self) -> None:
-        """Something has been loaded, or has failed to."""
+    def _moved(self) -> None:
+        """Something begins to be loaded, has been, or has failed to."""
         self._changed()
         self.nudge()
 

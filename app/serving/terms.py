@@ -21,7 +21,8 @@ _HEAD = 128  # bytes: what numpy.save pads the header of an ordinary array to
 
 
 class Terms:
-    """headers: those of an answer, by its kind. row_bytes: what a row takes, so far as it is known. Bounded caches: a client that varies its headers gains nothing."""
+    """headers: those of an answer, by its kind. row_bytes: what a row takes, so far as it is known. Everything that is
+    kept is bounded: a client that varies its headers gains nothing."""
 
     __slots__ = ("_answers", "_every", "_heads", "_kinds", "_lone", "decoding", "headers", "row_bytes", "version")
 

@@ -79,7 +79,8 @@ def decode(
         else:
             found = {signature.inputs[0].name: arrays.from_npy(body)}
         asked = Asked(found, *_from_query(outputs, top_k, signature))
-    check(signature, asked.inputs)
+    if kind != "json" or len(asked.inputs) > 1:  # what is made of JSON fits its own tensor already
+        check(signature, asked.inputs)
     for name, array in asked.inputs.items():
         require_finite(name, array)
     return asked

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import struct
+import threading
+import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -15,10 +19,12 @@ from fastapi import FastAPI
 from PIL import Image
 
 from app.domain.records import Tensor
-from app.errors import BadTensor
+from app.errors import BadTensor, DeadlineExceeded, Overloaded
 from app.intake.preprocess import apply, parse
+from app.serving.decoding import Decoding
 
 from .test_predict import lane, serve_lane
+from .test_wire import PICTURE
 
 PLAIN = parse({"scale": 1})
 # A picture whose every corner differs.
@@ -138,6 +144,33 @@ def test_every_step_is_as_in_plain_numpy() -> None:
             ))  # fmt: skip
             assert got.flags.c_contiguous
             np.testing.assert_array_equal(got, wanted.transpose(2, 0, 1) if layout == "NCHW" else wanted)
+
+
+async def test_what_waits_to_be_decoded_is_bounded() -> None:
+    decoding = Decoding(PICTURE)
+    good, gate = encoded(Image.fromarray(CORNERS)), threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(gate.wait, 60)
+        waiting = [asyncio.create_task(decoding.rows([good, b"junk"], threads, 4, None)) for _ in range(2)]
+        late = asyncio.create_task(decoding.rows([], threads, 4, None))
+        await late
+        assert decoding.waiting == 4
+        with pytest.raises(Overloaded, match="4 images wait") as caught:
+            await decoding.rows([good], threads, 4, None)
+        assert caught.value.headers["Retry-After"] == "1"
+        waiting[1].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting[1]
+        assert decoding.waiting == 2
+        past = asyncio.create_task(decoding.rows([good], threads, 4, time.monotonic()))
+        await asyncio.sleep(0.01)
+        gate.set()
+        row, junk = await waiting[0]
+        assert isinstance(row, np.ndarray)
+        assert isinstance(junk, BadTensor)
+        with pytest.raises(DeadlineExceeded):
+            await past
+        assert decoding.waiting == 0
 
 
 async def test_over_http(app: FastAPI, client: httpx.AsyncClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -54,8 +55,12 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def children(service: Service, word: str) -> list[psutil.Process]:
-    found = psutil.Process(service.process.pid).children()
-    return sorted((p for p in found if word in p.cmdline()[3:4]), key=lambda p: p.pid)
+    found = []
+    for process in psutil.Process(service.process.pid).children():
+        with contextlib.suppress(psutil.Error):  # one that has just ended
+            if word in process.cmdline()[3:4]:
+                found.append(process)
+    return found
 
 
 def served(service: Service, path: str = "/predict/fronts") -> int:
