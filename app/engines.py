@@ -7,6 +7,7 @@ import signal
 
 import uvloop
 
+from app.garbage import settle
 from app.parts import looked_after, opened
 from app.serving.apart.host import Host
 from app.serving.fleet import Fleet
@@ -29,6 +30,7 @@ async def _run(settings: Settings) -> None:
         await fleet.start()
         try:
             await host.start(settings.engines_socket)
+            settle()
             await ending.wait()
         finally:
             await fleet.stop()  # answers whoever waits, through the host

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from app.api.hot import WHOLE
 from app.api.problems import answer
 from app.errors import BadRequest, HeadersTooLarge, Problem
+from app.garbage import settle
 
 if TYPE_CHECKING:
     from asyncio import Transport
@@ -167,6 +168,10 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._app.state.stopping = True  # whoever waits for a job's end or its events is answered now
         super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        settle()
 
     async def on_tick(self, counter: int) -> bool:
         if counter % _PATROL_TICKS == 0:

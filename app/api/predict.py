@@ -111,6 +111,7 @@ _OPENAPI: dict[str, Any] = {
             for code, told in {
                 "404": "no such deployment",
                 "406": "no answer in a kind that Accept names",
+                "408": "the body came too slowly",
                 "413": "the body is too large",
                 "415": "a kind of body that this version does not take",
                 "422": "a wrong name, dtype, shape or value; the detail says what was expected",

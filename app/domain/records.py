@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -56,7 +57,7 @@ class Signature(Record):
     inputs: tuple[Tensor, ...] = Field(min_length=1)
     outputs: tuple[Tensor, ...] = ()
 
-    @property
+    @cached_property
     def batched(self) -> bool:
         """Whether rows of several requests may share one run: axis 0 is the dynamic batch of every tensor."""
         return all(t.batch_axis == 0 and t.shape[:1] == (-1,) for t in (*self.inputs, *self.outputs))
@@ -141,7 +142,7 @@ class Version(Record):
     details: dict[str, Any] = {}
     created_at: str
 
-    @property
+    @cached_property
     def ref(self) -> str:
         return f"{self.name}@{self.version}"
 

@@ -15,7 +15,8 @@ Side = Annotated[int, Field(ge=1, le=8192)]
 
 
 class Preprocess(BaseModel):
-    """In this order: decode, resize, crop the middle, multiply by `scale`, subtract `mean`, divide by `std`."""
+    """In this order: decode, turn upright as EXIF says, resize, crop the middle, multiply by `scale`, subtract `mean`,
+    divide by `std`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -237,7 +237,8 @@ async def test_a_full_queue(app: FastAPI, client: httpx.AsyncClient, gated: Gate
     await until(lambda: gated.begun == 1)
     posts += [asyncio.create_task(client.post("/predict/slow", json={"inputs": [[1, 2, 3]]})) for _ in range(7)]
     await until(lambda: sum(post.done() for post in posts) >= 5)
-    junk = await client.post("/predict/slow", content=b"{")  # not even looked at
+    headers = {"Content-Type": "application/json"}
+    junk = await client.post("/predict/slow", content=b"{", headers=headers)  # not even looked at
     assert junk.status_code == 429
     gated.gate.set()
     responses = await asyncio.gather(*posts)
