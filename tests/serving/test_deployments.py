@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
 from app.storage.registry import reindex
 
-from .conftest import Publish, Serve
+from .conftest import Held, Publish, Serve, until
 
 WAIT = {"Prefer": "wait=20"}
 
@@ -357,36 +356,37 @@ async def test_the_engine_that_served_is_closed(app: FastAPI, client: httpx.Asyn
 
 
 async def test_a_client_that_hangs_up_is_not_served(settings: Settings, publish: Publish, serve: Serve) -> None:
-    publish(weight=1500)
+    publish()
     async with serve(settings) as (app, client):
         await put(client, "net@1", max_batch=1)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, port=port, lifespan="off", log_config=None, ws="none"))
+        batcher = app.state.fleet.lane("web").batcher
+        batcher.engine = engine = Held(batcher.engine)
+        meter = batcher.meter
+        server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, ws="none"))
         serving = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
-        meter = app.state.fleet.lane("web").batcher.meter
-        body = b'{"inputs": [[1, 0, 0]]}'
-        fields = ("POST /predict/web HTTP/1.1", "Host: x", "Content-Type: application/json", "Content-Length: 23")
-        head = "\r\n".join(fields) + "\r\n\r\n"
-        connections = []
-        for _ in range(30):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(head.encode() + body)
-            connections.append(writer)
-        async with asyncio.timeout(10):
-            while meter.pending < 25:
-                await asyncio.sleep(0.005)
-        for writer in connections:
-            writer.close()
-        async with asyncio.timeout(10):
-            while meter.pending or meter.failed["CANCELED"] < 10:
-                await asyncio.sleep(0.01)
-        assert meter.runs < 25
-        server.should_exit = True
-        await serving
+        try:
+            await until(lambda: server.started)
+            port = server.servers[0].sockets[0].getsockname()[1]
+            body = b'{"inputs": [[1, 0, 0]]}'
+            fields = ("POST /predict/web HTTP/1.1", "Host: x", "Content-Type: application/json", "Content-Length: 23")
+            head = "\r\n".join(fields) + "\r\n\r\n"
+            connections = []
+            for _ in range(30):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(head.encode() + body)
+                connections.append(writer)
+            await until(lambda: meter.pending == 29)  # the engine has one, and holds it
+            for writer in connections:
+                writer.close()
+            await until(lambda: meter.failed["CANCELED"] == 30)
+            assert meter.pending == 0
+            engine.gate.set()
+            await until(lambda: meter.runs > 0)
+            assert engine.runs == 1
+        finally:
+            engine.gate.set()
+            server.should_exit = True
+            await serving
 
 
 async def test_answers_equal_the_engines_own(
