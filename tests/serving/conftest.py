@@ -25,14 +25,14 @@ from app.storage import registry
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
 
-_PATIENCE_S = 120  # how long what must come is waited for: no statement about speed
+PATIENCE_S = 120.0  # how long what must come is waited for: no statement about speed
 Publish = Callable[..., Version]
 Serve = Callable[[Settings], AbstractAsyncContextManager[tuple[FastAPI, httpx.AsyncClient]]]
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Waits for what must come, however busy the machine is."""
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -50,7 +50,7 @@ class Held:
     def infer(self, inputs: Arrays) -> dict[str, Any]:
         self.runs += 1
         self.entered.set()
-        assert self.gate.wait(_PATIENCE_S)
+        assert self.gate.wait(PATIENCE_S)
         return self.engine.infer(inputs)
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[FastAPI, httpx.Asyn
     app = create_app(settings)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=30) as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=PATIENCE_S) as client,
     ):
         await app.state.fleet.settled()
         yield app, client

@@ -6,8 +6,9 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from app.metrics import Meter
 from app.runtimes import Arrays
 from app.runtimes.echo import EchoEngine
 from app.serving.batcher import Batcher
+
+from .conftest import PATIENCE_S, Held, until
 
 ROWS = Signature(inputs=(Tensor(name="x", shape=(-1, 2)),), outputs=(Tensor(name="y", shape=(-1, 2)),))
 OPEN = Signature(inputs=(Tensor(name="x", shape=(-1, -1)),), outputs=(Tensor(name="y", shape=(-1, -1)),))
@@ -41,7 +44,7 @@ class Gated(EchoEngine):
         self.given: list[np.ndarray] = []
 
     def infer(self, inputs: Arrays) -> dict[str, Any]:
-        assert self.gate.acquire(timeout=10)
+        assert self.gate.acquire(timeout=PATIENCE_S)
         self.given.append(np.array(inputs["x"]))
         if self.fail is not None:
             error, self.fail = self.fail, None
@@ -51,22 +54,16 @@ class Gated(EchoEngine):
 
 
 @asynccontextmanager
-async def batching(engine: EchoEngine, **options: Any) -> AsyncIterator[Batcher]:
+async def batching(engine: EchoEngine | Held, **options: Any) -> AsyncIterator[Batcher]:
     batcher = Batcher(engine, Meter("m", "1"), **options)
     yield batcher
     if isinstance(engine, Gated):
         engine.gate.release(1000)
-    await batcher.close(5)
+    await batcher.close(PATIENCE_S)
 
 
 def rows(n: int, value: float = 0.0, width: int = 2) -> dict[str, np.ndarray]:
     return {"x": np.full((n, width), value, np.float32)}
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def started(engine: Gated, batcher: Batcher) -> asyncio.Task[Any]:
@@ -95,12 +92,16 @@ async def test_what_arrives_while_the_engine_runs_is_the_next_batch() -> None:
 
 
 async def test_an_idle_engine_adds_no_wait() -> None:
-    async with batching(EchoEngine(ROWS)) as batcher:
-        await batcher.submit(rows(1))
-        began = time.perf_counter()
-        for _ in range(50):
-            await batcher.submit(rows(1))
-        assert (time.perf_counter() - began) / 50 < 0.01
+    engine = Gated()
+    async with batching(engine) as batcher:
+        for _ in range(5):
+            task = asyncio.create_task(batcher.submit(rows(1)))
+            # One turn of the event loop to ask, one to hand it to the engine: no timer comes between.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert (len(batcher._flying), batcher.waiting_rows, batcher._timer) == (1, 0, None)
+            engine.gate.release()
+            await task
 
 
 async def test_a_request_is_never_cut_apart_and_the_order_is_kept() -> None:
@@ -163,10 +164,20 @@ async def test_a_full_queue_says_when_to_come_back() -> None:
         assert batcher.meter.failed["REJECTED"] == 2
 
 
-async def test_the_drain_rate_is_measured() -> None:
-    async with batching(EchoEngine(ROWS, delay_s=0.02), max_batch=1) as batcher:
+async def test_the_drain_rate_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+
+    class Timed(EchoEngine):
+        """Each run takes 0.02 s of a clock that nothing else moves."""
+
+        def infer(self, inputs: Arrays) -> dict[str, Any]:
+            clock[0] += 0.02
+            return super().infer(inputs)
+
+    monkeypatch.setattr("app.serving.batcher.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    async with batching(Timed(ROWS), max_batch=1) as batcher:
         await asyncio.gather(*(batcher.submit(rows(1)) for _ in range(10)))
-        assert 0.015 < batcher._row_s < 0.1
+        assert batcher._row_s == pytest.approx(0.02)
 
 
 async def test_a_deadline_that_passes_in_the_queue_does_not_bother_the_engine() -> None:
@@ -176,13 +187,13 @@ async def test_a_deadline_that_passes_in_the_queue_does_not_bother_the_engine() 
         began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await batcher.submit(rows(1), deadline=began + 0.05)
-        assert 0.04 < time.monotonic() - began < 1
+        assert time.monotonic() - began > 0.04  # and it ended at all, though the engine is still held
         assert batcher.waiting_rows == 0
         with pytest.raises(DeadlineExceeded):
             await batcher.submit(rows(1), deadline=time.monotonic() - 1)
         engine.gate.release(10)
         await first
-        await batcher.submit(rows(1), deadline=time.monotonic() + 10)
+        await batcher.submit(rows(1), deadline=time.monotonic() + PATIENCE_S)
         assert engine.seen == [1, 1]
 
 
@@ -233,7 +244,7 @@ async def test_closing_serves_those_who_wait() -> None:
     batcher = Batcher(engine, Meter("m", "1"), max_batch=2)
     tasks = [asyncio.create_task(batcher.submit(rows(1, i))) for i in range(5)]
     await until(lambda: len(batcher._flying) == 1)
-    closing = asyncio.create_task(batcher.close(10))
+    closing = asyncio.create_task(batcher.close(PATIENCE_S))
     await asyncio.sleep(0.01)
     with pytest.raises(Unavailable):
         await batcher.submit(rows(1))
@@ -248,11 +259,16 @@ async def test_closing_serves_those_who_wait() -> None:
 @pytest.mark.parametrize("waiting", range(1, 6))
 async def test_closing_waits_for_the_last_batch_too(waiting: int) -> None:
     """The moment in which the queue is empty and the last batch has not left yet is not the end."""
-    engine = EchoEngine(ROWS, delay_s=0.02)
+    engine = Gated()
     batcher = Batcher(engine, Meter("m", "1"), max_batch=1)
     tasks = [asyncio.create_task(batcher.submit(rows(1, i))) for i in range(waiting)]
     await until(lambda: len(batcher._flying) == 1)
-    await batcher.close(10)
+    closing = asyncio.create_task(batcher.close(PATIENCE_S))
+    for done in range(1, waiting + 1):
+        assert not closing.done()
+        engine.gate.release()
+        await until(lambda n=done: len(engine.seen) == n)  # type: ignore[misc]
+    await closing
     assert [(await task)["y"][0, 0] for task in tasks] == list(range(waiting))
 
 
@@ -265,21 +281,24 @@ async def test_closing_answers_even_those_whose_engine_hangs() -> None:
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(r, Unavailable) and r.code == "shutting_down" for r in results)
     engine.gate.release(100)
-    await asyncio.sleep(0.05)
+    await until(lambda: not batcher._flying)  # no thread of this test outlives it
 
 
 async def test_a_delay_waits_for_more_but_not_past_a_full_batch() -> None:
     engine = EchoEngine(ROWS)
-    async with batching(engine, max_batch=4, max_delay_ms=200) as batcher:
-        began = time.monotonic()
+    async with batching(engine, max_batch=4, max_delay_ms=3_600_000) as batcher:
         alone = asyncio.create_task(batcher.submit(rows(1)))
         await asyncio.sleep(0.02)
-        await asyncio.gather(alone, batcher.submit(rows(3)))
-        assert time.monotonic() - began < 0.15
+        assert (engine.seen, alone.done()) == ([], False)
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(alone, batcher.submit(rows(3)))
         assert engine.seen == [4]
+    async with batching(engine := EchoEngine(ROWS), max_batch=4, max_delay_ms=200) as batcher:
         began = time.monotonic()
-        await batcher.submit(rows(1))
-        assert 0.15 < time.monotonic() - began < 1
+        async with asyncio.timeout(PATIENCE_S):
+            await batcher.submit(rows(1))
+        assert time.monotonic() - began > 0.15
+        assert engine.seen == [1]
 
 
 async def test_instances_run_at_once() -> None:
@@ -306,13 +325,15 @@ async def test_an_answer_owns_its_rows_alone() -> None:
 
 
 async def test_the_event_loop_goes_on_while_the_engine_works() -> None:
-    async with batching(EchoEngine(ROWS, delay_s=0.2)) as batcher:
+    engine = Held(EchoEngine(ROWS))
+    async with batching(engine) as batcher:
         task = asyncio.create_task(batcher.submit(rows(1)))
-        longest, last = 0.0, time.monotonic()
-        while not task.done():
-            await asyncio.sleep(0.005)
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
-        assert longest < 0.1
+        await until(engine.entered.is_set)
+        for _ in range(100):  # a run on the loop itself would never get here: it waits for the gate
+            await asyncio.sleep(0)
+        assert not task.done()
+        engine.gate.set()
+        await task
 
 
 async def test_many_at_once_get_their_own_answers() -> None:

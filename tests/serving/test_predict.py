@@ -19,12 +19,12 @@ from app.serving.lane import Lane, Plan
 from app.serving.place import Place
 from app.settings import Settings
 
-from .conftest import Serve
+from .conftest import Held, Serve, until
 
 NPY, NPZ = "application/x-npy", "application/x-npz"
 
 
-def lane(inputs: list[Tensor], outputs: list[Tensor], delay_s: float = 0.0, max_queue: int = 64, **fields: Any) -> Lane:
+def lane(inputs: list[Tensor], outputs: list[Tensor], max_queue: int = 64, **fields: Any) -> Lane:
     """A lane over an echo, as no version of the store could be."""
     signature = Signature(inputs=tuple(inputs), outputs=tuple(outputs))
     facts: dict[str, Any] = {
@@ -32,8 +32,7 @@ def lane(inputs: list[Tensor], outputs: list[Tensor], delay_s: float = 0.0, max_
         "signature": signature, "made_by": Made(job="j", spec={}), "created_at": now(), "details": {"max_batch": 4},
     }  # fmt: skip
     version = Version.model_validate(facts | fields)
-    engine = EchoEngine(signature, delay_s=delay_s)
-    return Lane(Plan(version.ref, 1, None, 0, max_queue), version, engine, Meter("m", "1"))
+    return Lane(Plan(version.ref, 1, None, 0, max_queue), version, EchoEngine(signature), Meter("m", "1"))
 
 
 def serve_lane(app: FastAPI, name: str, made: Lane) -> Lane:
@@ -43,6 +42,13 @@ def serve_lane(app: FastAPI, name: str, made: Lane) -> Lane:
     place.tried, place.main, place.status = wanted, made, "ready"
     app.state.fleet._places[name] = place
     return made
+
+
+def serve_held(app: FastAPI, name: str, **options: Any) -> tuple[Lane, Held]:
+    """A lane of one row at a time, whose engine works when the test lets it."""
+    made = serve_lane(app, name, lane([X], [Y], details={"max_batch": 1}, **options))
+    made.batcher.engine = held = Held(made.batcher.engine)
+    return made, held
 
 
 X, Y = Tensor(name="x", shape=(-1, 3)), Tensor(name="y", shape=(-1, 3))
@@ -186,31 +192,38 @@ async def test_a_body_over_the_limit(settings: Settings, serve: Serve) -> None:
 
 
 async def test_a_deadline_in_the_queue(app: FastAPI, client: httpx.AsyncClient) -> None:
-    slow = serve_lane(app, "slow", lane([X], [Y], delay_s=0.3, details={"max_batch": 1}))
+    _, held = serve_held(app, "slow")
     first = asyncio.create_task(client.post("/predict/slow", json={"inputs": [[1, 2, 3]]}))
-    await asyncio.sleep(0.05)
+    await until(held.entered.is_set)
     late = await client.post("/predict/slow", json={"inputs": [[1, 2, 3]]}, headers={"X-Timeout-Ms": "50"})
     assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+    held.gate.set()
     assert (await first).status_code == 200
-    assert slow.batcher.engine.seen == [1]  # type: ignore[attr-defined]
+    assert held.runs == 1
 
 
 async def test_a_full_queue(app: FastAPI, client: httpx.AsyncClient) -> None:
-    serve_lane(app, "slow", lane([X], [Y], delay_s=0.2, max_queue=2, details={"max_batch": 1}))
-    posts = [client.post("/predict/slow", json={"inputs": [[1, 2, 3]]}) for _ in range(8)]
-    responses = await asyncio.gather(*posts)
-    refused = [r for r in responses if r.status_code == 429]
-    assert {r.status_code for r in responses} == {200, 429}
-    assert refused[0].headers["content-type"] == "application/problem+json"
-    assert int(refused[0].headers["retry-after"]) >= 1
+    slow, held = serve_held(app, "slow", max_queue=2)
+    first = asyncio.create_task(client.post("/predict/slow", json={"inputs": [[1, 2, 3]]}))
+    await until(held.entered.is_set)
+    posts = [asyncio.create_task(client.post("/predict/slow", json={"inputs": [[1, 2, 3]]})) for _ in range(2)]
+    await until(lambda: slow.batcher.waiting_rows == 2)
+    refused = await client.post("/predict/slow", json={"inputs": [[1, 2, 3]]})
+    assert (refused.status_code, refused.headers["content-type"]) == (429, "application/problem+json")
+    assert int(refused.headers["retry-after"]) >= 1
+    held.gate.set()
+    assert [(await post).status_code for post in (first, *posts)] == [200] * 3
 
 
 async def test_the_service_stops_and_everybody_is_answered(settings: Settings, serve: Serve) -> None:
     async with serve(settings) as (app, client):
-        serve_lane(app, "slow", lane([X], [Y], delay_s=0.1, details={"max_batch": 1}))
+        slow, held = serve_held(app, "slow")
         posts = [asyncio.create_task(client.post("/predict/slow", json={"inputs": [[1, 2, 3]]})) for _ in range(5)]
-        await asyncio.sleep(0.05)
-        await app.state.fleet.stop()
+        await until(lambda: held.entered.is_set() and slow.batcher.waiting_rows == 4)
+        stopping = asyncio.create_task(app.state.fleet.stop())
+        await until(lambda: not app.state.fleet.names())  # no more requests are taken
+        held.gate.set()
+        await stopping
         assert [(await post).status_code for post in posts] == [200] * 5
 
 
