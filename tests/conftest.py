@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
+import numpy as np
 import pytest
 from running import Service, start_service
 
@@ -15,6 +19,20 @@ from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
 
 ROOT = Path(__file__).resolve().parents[1]
+# The same examples in every run, however long one takes: a new one must not break the tests of another change.
+hypothesis.settings.register_profile(
+    "steady", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("steady")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Whatever is drawn without a seed of its own is the same, whichever tests ran before."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +65,7 @@ def artifacts(settings: Settings) -> Artifacts:
 
 @pytest.fixture
 def catalog(settings: Settings, redis_url: str) -> Iterator[Catalog]:
-    opened = Catalog.open(settings, redis_url, patience_s=2)
+    opened = Catalog.open(settings, redis_url, patience_s=60)
     yield opened
     opened.redis.close()
 

@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from running import until
 
 from app.domain.records import Job, now
 from app.queue import Queue
@@ -64,13 +64,6 @@ def busy(settings: Settings, catalog: Catalog, tmp_path: Path) -> Iterator[subpr
             yield process
         finally:
             process.kill()
-
-
-def until(true: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_it_keeps_the_lease_alive(busy: subprocess.Popen[str], catalog: Catalog) -> None:
