@@ -242,10 +242,10 @@ class Fleet:
             folder = shelf.fetch(self._artifacts, version, self._settings.scratch / "engines")
             try:
                 return open_engine(version, folder, plan, self._settings.threads)
-            except Problem:
+            except Exception:  # a library's own, too: what it says of a file that vanishes under it is its own affair
                 if shelf.is_whole(folder, version):
                     raise
-            # Another replica on this machine did not know yet that the version is wanted, and has tidied it away.
+            # Whoever tidied up, here or in another replica on this machine, did not know yet that it is wanted again.
             return open_engine(
                 version, shelf.fetch(self._artifacts, version, folder.parent), plan, self._settings.threads
             )

@@ -14,7 +14,10 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from app.domain.records import Version
 from app.embedded import EmbeddedStore
+from app.runtimes import Engine
+from app.serving.lane import Plan, open_engine
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
@@ -295,6 +298,26 @@ async def test_damaged_files_on_this_machine_are_fetched_again(
         assert await answered(client) == ("net@1", 2.0)
 
 
+async def test_files_that_vanish_while_they_are_opened_are_fetched_again(
+    client: httpx.AsyncClient, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tidying up after an old version may overtake the wish to have it back."""
+    publish(factor=2)
+    opened: list[Path] = []
+
+    def open_later(version: Version, folder: Path, plan: Plan, threads: int) -> Engine:
+        opened.append(folder)
+        if len(opened) == 1:
+            shutil.rmtree(folder)
+            raise RuntimeError("no such file")
+        return open_engine(version, folder, plan, threads)
+
+    monkeypatch.setattr("app.serving.fleet.open_engine", open_later)
+    assert (await put(client, "net@1")).json()["status"] == "ready"
+    assert await answered(client) == ("net@1", 2.0)
+    assert len(opened) == 2
+
+
 async def test_redis_that_goes_and_comes_back(
     settings: Settings, publish: Publish, serve: Serve, tmp_path: Path
 ) -> None:
@@ -312,8 +335,7 @@ async def test_redis_that_goes_and_comes_back(
             for _ in range(20):
                 assert await answered(client) == ("net@1", 4.0)
                 await asyncio.sleep(0.02)
-            began = time.monotonic()  # the app itself waits for Redis much longer than it lets a probe wait
-            assert own.redis_patience_s > 60
+            began = time.monotonic()
             not_ready = await client.get("/healthz/ready")
             assert (not_ready.status_code, not_ready.json()["code"]) == (503, "not_ready")
             assert "redis" in not_ready.json()["detail"]
