@@ -10,14 +10,12 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnxruntime
 import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from app.domain.records import Version
 from app.embedded import EmbeddedStore
-from app.runtimes import Engine
-from app.serving.lane import Plan, open_engine
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
@@ -305,14 +303,14 @@ async def test_files_that_vanish_while_they_are_opened_are_fetched_again(
     publish(factor=2)
     opened: list[Path] = []
 
-    def open_later(version: Version, folder: Path, plan: Plan, threads: int) -> Engine:
-        opened.append(folder)
-        if len(opened) == 1:
-            shutil.rmtree(folder)
-            raise RuntimeError("no such file")
-        return open_engine(version, folder, plan, threads)
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, path: str, **options: Any) -> None:
+            opened.append(Path(path))
+            if len(opened) == 1:
+                shutil.rmtree(Path(path).parent)
+            super().__init__(path, **options)
 
-    monkeypatch.setattr("app.serving.fleet.open_engine", open_later)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     assert (await put(client, "net@1")).json()["status"] == "ready"
     assert await answered(client) == ("net@1", 2.0)
     assert len(opened) == 2
