@@ -1,4 +1,4 @@
-"""Starts the service as its users do: a store, an app and workers, as child processes on a free port."""
+"""Starts the service as its users do: a store, an app and workers, as child processes on a free port; waits for it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +30,26 @@ class Service:
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            return self.process.wait(40)
+            return self.process.wait(120)  # beyond every patience of the service's own
         finally:
             if self.process.poll() is None:
                 self.process.kill()
             with contextlib.suppress(OSError):
                 if self.process.stdout:
                     self.process.stdout.close()
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Waits for what must come. The bound says that it never will, and nothing about speed."""
+    deadline = time.monotonic() + 240
+    while not true():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Every file below a folder, in which others may be deleting."""
+    return [Path(place) / name for place, _, names in os.walk(folder) for name in names]
 
 
 def start_service(data: Path, *, workers: int = 1, arguments: tuple[str, ...] = (), **environ: str) -> Service:

@@ -1,6 +1,6 @@
 """Lost attempts: started again once from where they were, then failed with a word; the living are left alone."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,22 +21,27 @@ def eager(settings: Settings) -> Settings:
     return settings.model_copy(update={"reap_grace_s": 0.0})
 
 
-def running(catalog: Catalog, attempt: int = 1, lease_s: float = 0.05) -> Job:
+def running(catalog: Catalog, attempt: int = 1) -> Job:
     catalog.add(
         Job(id="j1", kind="train", spec={"kind": "train"}, created_at=now(), attempt=attempt, allowed_attempts=2)
     )
-    return catalog.moved("j1", was={"queued"}, to="running", attempt=attempt, lease_s=lease_s)
+    return catalog.moved("j1", was={"queued"}, to="running", attempt=attempt, lease_s=600)
+
+
+def expire(catalog: Catalog) -> None:
+    """What time does to a lease that nobody renews."""
+    assert catalog.redis.delete("es:lease:j1") == 1
 
 
 def test_the_living_are_left_alone(catalog: Catalog, queue: Queue, eager: Settings) -> None:
-    running(catalog, lease_s=30)
+    running(catalog)
     assert reap(catalog, queue, eager) == []
     assert catalog.job("j1").status == "running"
 
 
 def test_a_lost_attempt_is_queued_again_once(catalog: Catalog, queue: Queue, eager: Settings) -> None:
     running(catalog)
-    time.sleep(0.1)
+    expire(catalog)
     assert reap(catalog, queue, eager) == ["j1"]
     again = catalog.job("j1")
     assert (again.status, again.attempt) == ("queued", 2)
@@ -47,7 +52,7 @@ def test_a_lost_attempt_is_queued_again_once(catalog: Catalog, queue: Queue, eag
 
 def test_lost_twice_is_failed_with_a_clear_error(catalog: Catalog, queue: Queue, eager: Settings) -> None:
     running(catalog, attempt=2)
-    time.sleep(0.1)
+    expire(catalog)
     assert reap(catalog, queue, eager) == ["j1"]
     failed = catalog.job("j1")
     assert failed.status == "failed"
@@ -57,23 +62,32 @@ def test_lost_twice_is_failed_with_a_clear_error(catalog: Catalog, queue: Queue,
 
 
 def test_a_lost_attempt_that_was_to_be_cancelled_is_cancelled(catalog: Catalog, queue: Queue, eager: Settings) -> None:
-    running(catalog, lease_s=0.05)
+    running(catalog)
     catalog.moved("j1", was={"running"}, to="cancelling")
-    time.sleep(0.1)
+    expire(catalog)
     assert reap(catalog, queue, eager) == ["j1"]
     assert catalog.job("j1").status == "cancelled"
 
 
-def test_nobody_is_declared_dead_at_first_sight(catalog: Catalog, queue: Queue, settings: Settings) -> None:
-    patient = settings.model_copy(update={"reap_grace_s": 0.3})
+def test_nobody_is_declared_dead_at_first_sight(
+    catalog: Catalog, queue: Queue, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("app.reaper.time", SimpleNamespace(time=lambda: clock[0]))
+    patient = settings.model_copy(update={"reap_grace_s": 5.0})
     running(catalog)
-    time.sleep(0.1)
+    expire(catalog)
     assert reap(catalog, queue, patient) == []
-    catalog.renew("j1", 1, 0.1)  # Redis was away, not the worker
+    clock[0] += 4.9
     assert reap(catalog, queue, patient) == []
-    time.sleep(0.2)
+    catalog.renew("j1", 1, 600)  # Redis was away, not the worker
+    clock[0] += 4.9
     assert reap(catalog, queue, patient) == []
-    time.sleep(0.35)
+    expire(catalog)
+    assert reap(catalog, queue, patient) == []  # the grace begins anew
+    clock[0] += 4.9
+    assert reap(catalog, queue, patient) == []
+    clock[0] += 0.2
     assert reap(catalog, queue, patient) == ["j1"]
 
 

@@ -29,7 +29,7 @@ def test_it_refuses(tmp_path: Path, arguments: tuple[str, ...], environ: dict[st
         env={k: v for k, v in os.environ.items() if not k.startswith("ENGINESMITH_")} | environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == code
     assert said in done.stderr

@@ -15,8 +15,8 @@ PREDICT = "MAX_PREDICT_BYTES"
 MULTIPART_EXTRA = MiB  # boundaries and headers of parts
 # What is still taken in after an early refusal, so that a client which only reads once it has written gets its answer.
 LINGER_BYTES = 256 * MiB
-LINGER_S = 10.0
-LINGER_IDLE_S = 1.0
+LINGER_S = 30.0
+LINGER_IDLE_S = 10.0  # a client on a busy machine may pause between two chunks
 
 
 def limit(settings: Settings, method: str, path: str) -> tuple[int, str]:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import Executor
 
 from app.domain.records import Deployment, Version, parse_ref
-from app.errors import Internal, Problem
+from app.errors import Internal
 from app.metrics import Meters
 from app.runtimes import Engine, _libraries
 from app.serving import shelf
@@ -190,10 +190,10 @@ class Loading:
         before = private_bytes()
         try:
             engine = open_engine(version, folder, plan, self._settings.threads)
-        except Problem:
+        except Exception:  # a library's own, too: what it says of a file that vanishes under it is its own affair
             if shelf.is_whole(folder, version):
                 raise
-            # Another replica on this machine did not know yet that the version is wanted, and has tidied it away.
+            # Whoever tidied up, here or in another replica on this machine, did not know yet that it is wanted again.
             folder = shelf.fetch(self._artifacts, version, home)
             engine = open_engine(version, folder, plan, self._settings.threads)
         if self.budget.limit:

@@ -60,10 +60,10 @@ def trim() -> None:
 def is_whole(folder: Path, version: Version) -> bool:
     """Whether every file of a version lies there as it was published."""
     for name, sha256 in version.files.items():
-        path = folder / name
-        if not path.is_file():
+        try:
+            with (folder / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    return False
+        except OSError:  # not there, or tidied away at this very moment
             return False
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                return False
     return True

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
@@ -99,7 +100,12 @@ class Artifacts:
             await asyncio.wait([writer], timeout=0.2)
         with contextlib.suppress(BaseException):
             writer.exception()
-        await asyncio.to_thread(self.delete, key)
+        await asyncio.to_thread(self._discard, key)
+
+    def _discard(self, key: str) -> None:
+        self.delete(key)
+        if self._folder is not None:  # the library removes an unfinished file in a thread that nobody can wait for
+            shutil.rmtree((self._folder / key).parent, ignore_errors=True)
 
     async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """Streams the bytes start…end (end excluded) of an object. Raises NotFound."""

@@ -44,7 +44,8 @@ return 1
 """
 
 # KEYS: hash. ARGV: field, generation of what it replaces ("" when it must be new), that one's created_at or "", JSON.
-# Compare-and-set of a deployment. Generations begin anew when one was deleted and made again: created_at tells them apart.
+# Compare-and-set of a deployment. Generations begin anew when one is deleted and made again: created_at tells them
+# apart.
 DEPLOY = """
 local held = redis.call('HGET', KEYS[1], ARGV[1])
 local before = held and cjson.decode(held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -29,16 +30,18 @@ async def app(settings: Settings) -> AsyncIterator[FastAPI]:
 @pytest.fixture
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as opened:
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=240) as opened:
         yield opened
 
 
 @pytest.fixture
 def make_version(artifacts: Artifacts, catalog: Catalog) -> MakeVersion:
     """Publishes a version of a small classifier; fields can be replaced."""
+    jobs = itertools.count(1)
 
     def make(name: str = "net", **fields: Any) -> Version:
-        folder = f"models/{name}/files/{fields.pop('job', 'j')}-{now()}"
+        # A number, not the time: two versions may be made within a millisecond, and a job publishes one only.
+        folder = f"models/{name}/files/j{next(jobs)}-1"
         content = fields.pop("content", b"0123456789")
         artifacts.put_bytes(content, f"{folder}/model.onnx")
         signature = Signature(

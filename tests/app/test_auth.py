@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
@@ -14,6 +15,8 @@ from app.settings import Settings
 async def guarded(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     made = create_app(settings.model_copy(update={"api_keys": "ALL, P=predict,W=write, A=admin", "host": "0.0.0.0"}))
     async with made.router.lifespan_context(made):
+        while not made.state.fleet._known:  # what is wanted: before that, no deployment is 404
+            await asyncio.sleep(0.01)
         transport = httpx.ASGITransport(made)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as opened:
             yield opened

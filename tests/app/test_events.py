@@ -32,7 +32,7 @@ async def test_events_are_streamed_to_the_end(client: httpx.AsyncClient, catalog
     catalog.note("j1", 1, "metrics", {"loss": float("nan")}, row={"loss": 1.0})
     catalog.note("j1", 1, "log", {"level": "info", "text": "line\nbreak – and \u2028"})
     catalog.moved("j1", was={"running"}, to="succeeded", attempt=1, result=Result(model="a@1"))
-    answer = await asyncio.wait_for(reading, 3)
+    answer = await asyncio.wait_for(reading, 120)
     assert answer.headers["content-type"].startswith("text/event-stream")
     events = parse(answer.text)
     assert [e[1] for e in events] == ["state", "state", "progress", "metrics", "log", "state"]
@@ -54,5 +54,5 @@ async def test_a_retried_job_is_followed_past_its_failure(client: httpx.AsyncCli
     await asyncio.sleep(0.5)
     assert not reading.done()
     catalog.moved("j1", was={"queued"}, to="cancelled")
-    events = parse((await asyncio.wait_for(reading, 3)).text)
+    events = parse((await asyncio.wait_for(reading, 120)).text)
     assert [e[2]["status"] for e in events] == ["queued", "running", "failed", "queued", "cancelled"]

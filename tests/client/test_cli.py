@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -93,9 +94,10 @@ def test_usage(run) -> None:
     assert run("--help").code == 0
 
 
-def test_nobody_answers(stub: Stub, run) -> None:
-    stub.close()
-    ran = run("models", "--json")
+def test_nobody_answers(run) -> None:
+    with socket.socket() as held:  # bound, so that nobody else takes the port, and not listening
+        held.bind(("127.0.0.1", 0))
+        ran = run("models", "--json", url=f"http://127.0.0.1:{held.getsockname()[1]}")
     assert ran.code == 3
     assert "cannot reach" in json.loads(ran.out)["error"]["detail"]
 
@@ -161,7 +163,7 @@ def test_serve_becomes_the_service(tmp_path: Path) -> None:
         str(tmp_path / "d"),
     ]
     environ = {k: v for k, v in os.environ.items() if not k.startswith("ENGINESMITH_")}
-    ran = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=240)
     assert ran.returncode == 1
     assert "loopback" in ran.stderr
     assert ran.stdout == ""

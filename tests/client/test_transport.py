@@ -75,14 +75,14 @@ def test_an_error_that_is_no_problem_body(stub: Stub, client: Client, body: byte
 
 
 def test_nobody_there(slept: list[float]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with (
-        Client(transport=Transport(url, retries=2, sleep=slept.append)) as client,
-        pytest.raises(Unreachable) as caught,
-    ):
-        client.jobs.get("j1")
+    with socket.socket() as held:  # bound, so that nobody else takes the port, and not listening
+        held.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{held.getsockname()[1]}"
+        with (
+            Client(transport=Transport(url, retries=2, sleep=slept.append)) as client,
+            pytest.raises(Unreachable) as caught,
+        ):
+            client.jobs.get("j1")
     assert len(slept) == 2
     assert url in str(caught.value)
     assert "enginesmith serve" in str(caught.value.hint)

@@ -253,7 +253,7 @@ def test_close_while_it_runs(loaded: Loaded, tmp_path: Path) -> None:
         thread.start()
     engine.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(120)
         assert not thread.is_alive()
     assert errors == []
 

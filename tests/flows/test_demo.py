@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     assert processes(tmp_path) == []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_whole_road(folder: Path) -> None:
     demo = start(folder)
     said, _ = demo.communicate()
@@ -66,4 +66,4 @@ def test_told_to_stop(folder: Path, number: signal.Signals, moment: str) -> None
                 break
         demo.send_signal(number)
         demo.stdout.read()
-        assert demo.wait(60) == 128 + number
+        assert demo.wait(240) == 128 + number

@@ -14,7 +14,7 @@ import torch
 from enginesmith import ApiError, Client, JobFailed, export
 from networks import CifarResNet, OfficialMnist
 
-pytestmark = [pytest.mark.shared, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.shared, pytest.mark.timeout(1800)]
 TARGETS = ["openvino", "onnxruntime"]
 CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -63,7 +63,7 @@ def test_mnist_keeps_its_accuracy(client: Client, shared: Path, mnist3000: dict[
         wait=True,
     )
     for deployment in engines(client, "mnist"):
-        assert accuracy(client, deployment, **mnist3000) == pytest.approx(0.98467, abs=2e-4)
+        assert accuracy(client, deployment, **mnist3000) == pytest.approx(0.98467, abs=7e-4)  # 2 of 3,000
 
 
 def test_resnet20_keeps_its_accuracy(client: Client, shared: Path, cifar2000: dict[str, np.ndarray]) -> None:

@@ -14,7 +14,7 @@ from running import start_service
 CHEAP = {"epochs": 6, "batch_size": 64, "lr": 0.05, "seed": 1}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_road_and_a_restart(tmp_path: Path, digits: dict[str, np.ndarray]) -> None:
     service = start_service(tmp_path / "data")
     try:
@@ -87,7 +87,7 @@ def travel(client: Client, digits: dict[str, np.ndarray]) -> dict[str, np.ndarra
 
 def found_again(client: Client, digits: dict[str, np.ndarray], answers: dict[str, np.ndarray]) -> None:
     for target, before in answers.items():
-        client.deployments._settled(client.deployments.get(f"{target}-net"), 60)
+        client.deployments._settled(client.deployments.get(f"{target}-net"), 240)
         after = client.predict(f"{target}-net", digits["x"][:5])["outputs"]["logits"]
         assert np.array_equal(after, before)
     assert len(client.models.get("net")["versions"]) == 6

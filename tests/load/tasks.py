@@ -75,7 +75,7 @@ def spin(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def sleep(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     (folder / "pid").write_text(str(os.getpid()))
-    time.sleep(60)
+    time.sleep(600)
     return {}
 
 

@@ -102,7 +102,7 @@ def test_regression_and_its_figure(tmp_path: Path, listener: Listener) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((200, 3)).astype(np.float32)
     data = made(tmp_path / "r", x, x @ np.array([1, -2, 0.5], np.float32), (120, 160))
-    fit(nn.Linear(3, 1), data, Training(epochs=20, lr=0.1), listener)
+    fit(nn.Linear(3, 1), data, Training(epochs=20, batch_size=16, lr=0.1), listener)
     assert listener.rows[-1]["val_r2"] > 0.95
 
 

@@ -1,22 +1,41 @@
-"""Latency, and the lock that makes training wait for it."""
+"""Latency, by a clock that only the test moves, and the lock that makes training wait for it."""
 
 import threading
 import time
+from types import SimpleNamespace
+
+import pytest
+from running import until
 
 from workers.nn.measure import alone, between_steps, latency
 
 
-def test_latency_counts_enough_runs() -> None:
-    found = latency(lambda: time.sleep(0.001), runtime="torch", batch=4, threads=1)
-    assert found.runs >= 30
-    assert 1 <= found.p50_ms <= found.p95_ms <= found.p99_ms
-    assert found.throughput_rps <= 4000
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
 
 
-def test_slow_runs_are_not_repeated_for_ever() -> None:
-    began = time.monotonic()
-    assert latency(lambda: time.sleep(0.6), runtime="torch", batch=1, threads=1).runs < 10
-    assert time.monotonic() - began < 7
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("workers.nn.measure.time", SimpleNamespace(perf_counter=lambda: made.now))
+    return made
+
+
+@pytest.mark.parametrize(("seconds", "runs"), [(0.001, 300), (0.02, 30)])
+def test_latency_counts_enough_runs(clock: Clock, seconds: float, runs: int) -> None:
+    found = latency(lambda: clock.passes(seconds), runtime="torch", batch=4, threads=1)
+    assert found.runs == pytest.approx(runs, abs=1)
+    assert (found.p50_ms, found.p95_ms, found.p99_ms) == pytest.approx((1e3 * seconds,) * 3)
+    assert found.throughput_rps == pytest.approx(4 / seconds)
+
+
+def test_slow_runs_are_not_repeated_for_ever(clock: Clock) -> None:
+    assert latency(lambda: clock.passes(0.6), runtime="torch", batch=1, threads=1).runs < 10
+    assert clock.now < 7
 
 
 def test_training_pauses_while_something_is_measured_and_does_not_starve_it() -> None:
@@ -28,29 +47,29 @@ def test_training_pauses_while_something_is_measured_and_does_not_starve_it() ->
             while not stop.is_set():
                 with turn:
                     steps.append(time.monotonic())
-                    time.sleep(0.002)
+                    time.sleep(0.002)  # so that there is hardly a gap between one step and the next
 
     thread = threading.Thread(target=train)
     thread.start()
     try:
-        time.sleep(0.1)
+        until(lambda: len(steps) > 3)
         with alone():  # would wait for ever, were the steps not to let it in
-            began = time.monotonic()
+            done = len(steps)
             time.sleep(0.2)
-            ended = time.monotonic()
-        time.sleep(0.1)
+            assert len(steps) == done
+        until(lambda: len(steps) > done)
     finally:
         stop.set()
         thread.join()
-    assert not [s for s in steps if began < s < ended]
-    assert [s for s in steps if s >= ended]
 
 
-def test_a_disturbed_round_is_measured_again() -> None:
-    calls = iter(range(10**6))
+def test_a_disturbed_round_is_measured_again(clock: Clock) -> None:
+    calls = 0
 
     def run() -> None:
-        n = next(calls)
-        time.sleep(0.03 if 7 < n < 30 else 0.002)  # somebody else has the processor for a while
+        nonlocal calls
+        calls += 1
+        clock.passes(0.03 if 55 < calls < 80 else 0.002)  # somebody else has the processor for a while
 
-    assert latency(run, runtime="torch", batch=1, threads=1).p50_ms < 10
+    assert latency(run, runtime="torch", batch=1, threads=1).p50_ms == pytest.approx(2)
+    assert calls > 180  # after the round that was disturbed came a whole one

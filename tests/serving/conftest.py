@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -17,19 +19,47 @@ from onnx import TensorProto, helper
 from app import runtimes
 from app.domain.records import Made, Signature, Tensor, Version, now
 from app.main import create_app
-from app.runtimes import BuildOptions
+from app.runtimes import Arrays, BuildOptions, Engine
 from app.settings import Settings
 from app.storage import registry
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
 
+PATIENCE_S = 120.0  # how long what must come is waited for: no statement about speed
 Publish = Callable[..., Version]
 Serve = Callable[[Settings], AbstractAsyncContextManager[tuple[FastAPI, httpx.AsyncClient]]]
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for what must come, however busy the machine is."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+class Held:
+    """An engine whose runs wait until the test opens the gate. entered: a run has come to it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.signature = engine.signature
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.runs = 0
+
+    def infer(self, inputs: Arrays) -> dict[str, Any]:
+        self.runs += 1
+        self.entered.set()
+        assert self.gate.wait(PATIENCE_S)
+        return self.engine.infer(inputs)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
 @pytest.fixture
 def publish(tmp_path: Path, settings: Settings, artifacts: Artifacts, catalog: Catalog) -> Publish:
-    """Publishes an engine that multiplies x [rows, 3] by `factor`. weight: makes it slow, for a request of one row.
+    """Publishes an engine that multiplies x [rows, 3] by `factor`.
     fragile: it fails, by its own fault, on a row with a number above 100. ballast: bytes of weights that do nothing."""
     count = 0
 
@@ -37,7 +67,6 @@ def publish(tmp_path: Path, settings: Settings, artifacts: Artifacts, catalog: C
         name: str = "net",
         factor: float = 1.0,
         format: str = "onnxruntime",
-        weight: int = 0,
         fragile: bool = False,
         ballast: int = 0,
         **fields: Any,
@@ -67,19 +96,11 @@ def publish(tmp_path: Path, settings: Settings, artifacts: Artifacts, catalog: C
                 helper.make_node("Gather", ["table", "at"], ["found"]),
                 helper.make_node("Add", ["scaled", "found"], ["logits"]),
             ]
-        outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])]
-        if weight:
-            constants["w"] = np.full((weight, weight), 1 / weight, np.float32)
-            constants["v"] = np.full((3, weight), 1e-9, np.float32)
-            nodes.append(helper.make_node("MatMul", ["x", "v"], ["h0"]))
-            nodes += [helper.make_node("MatMul", [f"h{i}", "w"], [f"h{i + 1}"]) for i in range(50)]
-            nodes.append(helper.make_node("ReduceMean", ["h50"], ["slow"], axes=[1], keepdims=1))
-            outputs.append(helper.make_tensor_value_info("slow", TensorProto.FLOAT, ["N", 1]))
         graph = helper.make_graph(
             nodes,
             "g",
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
-            outputs,
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])],
             [onnx.numpy_helper.from_array(v, k) for k, v in constants.items()],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -89,7 +110,6 @@ def publish(tmp_path: Path, settings: Settings, artifacts: Artifacts, catalog: C
         built_for = runtimes.get(format).build(source, folder, BuildOptions(), lambda share, phase: None)
         prefix = f"models/{name}/files/job{count}-1"
         files, size = registry.put_files(artifacts, folder, prefix)
-        names = ["logits", "slow"] if weight else ["logits"]
         draft = {
             "name": name,
             "version": 1,
@@ -99,7 +119,7 @@ def publish(tmp_path: Path, settings: Settings, artifacts: Artifacts, catalog: C
             "bytes": size,
             "signature": Signature(
                 inputs=(Tensor(name="x", shape=(-1, 3)),),
-                outputs=tuple(Tensor(name=n, shape=(-1, 3 if n == "logits" else 1)) for n in names),
+                outputs=(Tensor(name="logits", shape=(-1, 3)),),
             ),
             "made_by": Made(job=f"job{count}", spec={}),
             "built_for": built_for,

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import onnxruntime
 import pytest
 import uvicorn
 from fastapi import FastAPI
 
 from app.embedded import EmbeddedStore
+from app.serving.lane import Lane
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
 from app.storage.registry import reindex
 
-from .conftest import Publish, Serve
+from .conftest import PATIENCE_S, Held, Publish, Serve, until
 
-WAIT = {"Prefer": "wait=20"}
+WAIT = {"Prefer": "wait=60"}  # the longest; nothing here comes near it
 
 
 async def put(client: httpx.AsyncClient, model: str, name: str = "web", **fields: Any) -> httpx.Response:
@@ -41,12 +42,20 @@ async def answered(client: httpx.AsyncClient, name: str = "web") -> tuple[str, f
     return body["model"], body["outputs"]["logits"][0][0]
 
 
-async def settle(client: httpx.AsyncClient, status: str, name: str = "web", seconds: float = 20) -> dict[str, Any]:
-    async with asyncio.timeout(seconds):
+async def settle(client: httpx.AsyncClient, replicas: int = 1, name: str = "web") -> None:
+    """Waits until that many replicas have said that they serve what is wanted."""
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             body: dict[str, Any] = (await client.get(f"/v1/deployments/{name}")).json()
-            if body.get("status") == status:
-                return body
+            if body.get("status") == "ready" and len(body["replicas"]) == replicas:
+                return
+            await asyncio.sleep(0.05)
+
+
+async def answers_with(client: httpx.AsyncClient, path: str, status: int) -> None:
+    """Waits until a GET of the path gives that status."""
+    async with asyncio.timeout(PATIENCE_S):
+        while (await client.get(path)).status_code != status:
             await asyncio.sleep(0.05)
 
 
@@ -67,7 +76,7 @@ async def test_from_put_to_an_answer(client: httpx.AsyncClient, publish: Publish
     }
     assert body["error"] is None
     assert len(body["replicas"]) == 1
-    assert made.headers["preference-applied"] == "wait=20"
+    assert made.headers["preference-applied"] == "wait=60"
     found = (await client.post("/predict/web", json={"inputs": [[1, 2, 0.5]], "top_k": 2})).json()
     assert found["model"] == version.ref
     assert found["outputs"] == {"logits": [[3, 6, 1.5]]}
@@ -85,7 +94,7 @@ async def test_the_same_again_changes_nothing(client: httpx.AsyncClient, publish
     assert other.json()["previous"] is None
 
 
-async def test_a_new_version_a_rollback_and_the_end(client: httpx.AsyncClient, publish: Publish) -> None:
+async def test_a_new_version_a_rollback_and_the_end(app: FastAPI, client: httpx.AsyncClient, publish: Publish) -> None:
     publish(factor=1)
     publish(factor=2)
     await put(client, "net@1")
@@ -99,6 +108,7 @@ async def test_a_new_version_a_rollback_and_the_end(client: httpx.AsyncClient, p
     assert back.json()["status"] == "ready"
     assert await answered(client) == ("net@1", 1.0)
     assert (await client.delete("/v1/deployments/web")).status_code == 204
+    await until(lambda: app.state.fleet.names() == [])
     gone = await ask(client)
     assert (gone.status_code, gone.json()["code"]) == (404, "deployment_not_found")
     for response in (
@@ -193,7 +203,7 @@ async def test_a_swap_under_load_loses_no_request(client: httpx.AsyncClient, pub
         publish(factor=i, format="openvino" if i == 2 else "onnxruntime")
     await put(client, "net@1")
     stop = False
-    seen: dict[str, int] = {}
+    seen = {f"net@{n}": 0 for n in (1, 2, 3)}
     lost: list[str] = []
 
     async def load(worker: int) -> None:
@@ -204,21 +214,25 @@ async def test_a_swap_under_load_loses_no_request(client: httpx.AsyncClient, pub
                 lost.append(response.text)
                 continue
             body = response.json()
-            seen[body["model"]] = seen.get(body["model"], 0) + 1
+            seen[body["model"]] += 1
             factor = int(body["model"][-1])
             if body["outputs"]["logits"][0] != [value * factor, 0, 0]:
                 lost.append(response.text)
 
     workers = [asyncio.create_task(load(i)) for i in range(16)]
+
+    async def some_more_of(n: int) -> None:
+        enough = seen[f"net@{n}"] + 40
+        await until(lambda: seen[f"net@{n}"] >= enough or bool(lost))
+
+    await some_more_of(1)
     for n in (2, 3, 1, 2):
-        await asyncio.sleep(0.1)
         assert (await put(client, f"net@{n}", instances=n)).json()["status"] == "ready"
-        await asyncio.sleep(0.1)
+        await some_more_of(n)
     stop = True
     await asyncio.gather(*workers)
     assert lost == []
-    assert set(seen) == {"net@1", "net@2", "net@3"}
-    assert sum(seen.values()) > 200
+    assert sum(seen.values()) >= 200
 
 
 async def test_a_canary_gets_its_share(client: httpx.AsyncClient, publish: Publish) -> None:
@@ -237,9 +251,9 @@ async def test_a_restart_serves_again_unasked(settings: Settings, publish: Publi
     async with serve(settings) as (_, client):
         await put(client, "net@1")
     async with serve(settings) as (_, client):
-        await settle(client, "ready")
+        await settle(client)
         assert await answered(client) == ("net@1", 7.0)
-        assert (await client.get("/healthz/ready")).status_code == 200
+        await answers_with(client, "/healthz/ready", 200)
 
 
 async def test_two_replicas_agree(settings: Settings, publish: Publish, serve: Serve, tmp_path: Path) -> None:
@@ -248,8 +262,8 @@ async def test_two_replicas_agree(settings: Settings, publish: Publish, serve: S
     other = settings.model_copy(update={"data": tmp_path / "other", "store_url": settings.artifacts_url})
     async with serve(settings) as (_, one), serve(other) as (_, two):
         assert len((await put(one, "net@1")).json()["replicas"]) >= 1
-        assert await answered(two) == ("net@1", 1.0)  # known there within a moment
-        await settle(one, "ready")
+        await settle(one, replicas=2)  # within a moment it is known there too
+        assert await answered(two) == ("net@1", 1.0)
         changed = (await put(two, "net@2")).json()
         assert changed["status"] == "ready"
         assert len(changed["replicas"]) == 2
@@ -268,9 +282,7 @@ async def test_files_of_what_is_no_longer_deployed_are_removed(
     await put(client, "net@1")
     assert [p.name for p in engines.iterdir()] == ["net@1"]
     await put(client, "net@2")
-    async with asyncio.timeout(5):
-        while [p.name for p in engines.iterdir()] != ["net@2"]:
-            await asyncio.sleep(0.02)
+    await until(lambda: [p.name for p in engines.iterdir()] == ["net@2"])
 
 
 async def test_damaged_files_on_this_machine_are_fetched_again(
@@ -281,8 +293,28 @@ async def test_damaged_files_on_this_machine_are_fetched_again(
         await put(client, "net@1")
     (settings.scratch / "engines" / "net@1" / "model.onnx").write_bytes(b"x")
     async with serve(settings) as (_, client):
-        await settle(client, "ready")
+        await settle(client)
         assert await answered(client) == ("net@1", 2.0)
+
+
+async def test_files_that_vanish_while_they_are_opened_are_fetched_again(
+    client: httpx.AsyncClient, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tidying up after an old version may overtake the wish to have it back."""
+    publish(factor=2)
+    opened: list[Path] = []
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, path: str, **options: Any) -> None:
+            opened.append(Path(path))
+            if len(opened) == 1:
+                shutil.rmtree(Path(path).parent)
+            super().__init__(path, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    assert (await put(client, "net@1")).json()["status"] == "ready"
+    assert await answered(client) == ("net@1", 2.0)
+    assert len(opened) == 2
 
 
 async def test_redis_that_goes_and_comes_back(
@@ -294,10 +326,10 @@ async def test_redis_that_goes_and_comes_back(
     store = EmbeddedStore(folder)
     own = settings.model_copy(update={"redis_url": store.start(), "poll_s": 0.2})
     try:
-        reindex(Artifacts(own.artifacts_url), Catalog.open(own, str(own.redis_url), patience_s=1))
+        reindex(Artifacts(own.artifacts_url), Catalog.open(own, str(own.redis_url), patience_s=PATIENCE_S))
         async with serve(own) as (_, client):
             await put(client, "net@1")
-            assert (await client.get("/healthz/ready")).status_code == 200
+            await answers_with(client, "/healthz/ready", 200)
             store.stop()
             for _ in range(20):
                 assert await answered(client) == ("net@1", 4.0)
@@ -306,12 +338,10 @@ async def test_redis_that_goes_and_comes_back(
             not_ready = await client.get("/healthz/ready")
             assert (not_ready.status_code, not_ready.json()["code"]) == (503, "not_ready")
             assert "redis" in not_ready.json()["detail"]
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 60
             assert (await client.get("/healthz/live")).status_code == 200
             store.start()
-            async with asyncio.timeout(20):
-                while (await client.get("/healthz/ready")).status_code != 200:
-                    await asyncio.sleep(0.1)
+            await answers_with(client, "/healthz/ready", 200)
             assert await answered(client) == ("net@1", 4.0)
     finally:
         store.stop()
@@ -320,9 +350,7 @@ async def test_redis_that_goes_and_comes_back(
 async def test_health_and_metrics(client: httpx.AsyncClient, publish: Publish) -> None:
     publish(factor=1)
     assert (await client.get("/healthz/live")).json() == {"status": "live"}
-    async with asyncio.timeout(5):
-        while (await client.get("/healthz/ready")).status_code != 200:
-            await asyncio.sleep(0.02)
+    await answers_with(client, "/healthz/ready", 200)
     await put(client, "net@1")
     for _ in range(3):
         await client.post("/predict/web", json={"inputs": [[1, 0, 0], [2, 0, 0]]})
@@ -351,42 +379,44 @@ async def test_the_engine_that_served_is_closed(app: FastAPI, client: httpx.Asyn
     await put(client, "net@1")
     engine = app.state.fleet.lane("web").batcher.engine
     await put(client, "net@2")
-    async with asyncio.timeout(5):
-        while engine._session is not None:
-            await asyncio.sleep(0.02)
+    await until(lambda: engine._session is None)
 
 
 async def test_a_client_that_hangs_up_is_not_served(settings: Settings, publish: Publish, serve: Serve) -> None:
-    publish(weight=1500)
+    publish()
     async with serve(settings) as (app, client):
         await put(client, "net@1", max_batch=1)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, port=port, lifespan="off", log_config=None, ws="none"))
+        (place,) = app.state.fleet.places()
+        free = place.main
+        engine = Held(free.batcher.engine)
+        place.main = Lane(free.plan, free.version, engine, free.batcher.meter)
+        meter = free.batcher.meter
+        server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, ws="none"))
         serving = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
-        meter = app.state.fleet.lane("web").batcher.meter
-        body = b'{"inputs": [[1, 0, 0]]}'
-        fields = ("POST /predict/web HTTP/1.1", "Host: x", "Content-Type: application/json", "Content-Length: 23")
-        head = "\r\n".join(fields) + "\r\n\r\n"
-        connections = []
-        for _ in range(30):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(head.encode() + body)
-            connections.append(writer)
-        async with asyncio.timeout(10):
-            while meter.pending < 25:
-                await asyncio.sleep(0.005)
-        for writer in connections:
-            writer.close()
-        async with asyncio.timeout(10):
-            while meter.pending or meter.failed["CANCELED"] < 10:
-                await asyncio.sleep(0.01)
-        assert meter.runs < 25
-        server.should_exit = True
-        await serving
+        try:
+            await until(lambda: server.started)
+            port = server.servers[0].sockets[0].getsockname()[1]
+            body = b'{"inputs": [[1, 0, 0]]}'
+            fields = ("POST /predict/web HTTP/1.1", "Host: x", "Content-Type: application/json", "Content-Length: 23")
+            head = "\r\n".join(fields) + "\r\n\r\n"
+            connections = []
+            for _ in range(30):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(head.encode() + body)
+                connections.append(writer)
+            await until(lambda: meter.pending == 29)  # the engine has one, and holds it
+            for writer in connections:
+                writer.close()
+            await until(lambda: meter.failed["CANCELED"] == 30)
+            assert meter.pending == 0
+            engine.gate.set()
+            await until(lambda: meter.runs > 0)
+            assert engine.runs == 1
+        finally:
+            engine.gate.set()
+            server.should_exit = True
+            await serving
+            await free.close(PATIENCE_S)
 
 
 async def test_answers_equal_the_engines_own(
