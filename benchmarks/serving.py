@@ -15,7 +15,6 @@ import shlex
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -43,7 +42,7 @@ from benchmarks.rig.figures import Phase
 from benchmarks.rig.networks import network
 from benchmarks.rig.processes import cpu_ms, memory_mb, resident_mb
 from benchmarks.rig.samples import samples
-from benchmarks.rig.soak import app_of, soak
+from benchmarks.rig.soak import app_of, soak_alone
 from benchmarks.rig.targets import open_loop_name, targets
 
 WORKLOADS = ("tiny-binary", "tiny-json", "resnet-binary", "resnet-jpeg")
@@ -206,7 +205,8 @@ class Run:
             "",
             "CPU ms: of the server's processes, per request, at the highest concurrency. MB: of all its processes.",
             f"medians of {given.rounds} rounds of {given.seconds:g} s; ratios are medians of the rounds' own ratios",
-            f"engine threads: {given.threads_tiny} (tiny), {given.threads_resnet} (resnet); {report.machine(CORES)}",
+            f"engine threads: {given.threads_tiny} (tiny), {given.threads_resnet} (resnet); "
+            + ", ".join(f"{k}: {' '.join(v) if isinstance(v, list) else v}" for k, v in report.machine(CORES).items()),
             report.load_line(self.phases, CORES),
         ]
         return "\n".join(parts)
@@ -241,24 +241,6 @@ def _turned(there: list[tuple[Contestant, Server]], turn: int) -> list[tuple[Con
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def run_soak(given: argparse.Namespace, folder: Path) -> int:
-    """1 when the app's memory grows."""
-    contestant = next(c for c in CONTESTANTS if c.name == OURS)
-    onnx = network("tiny", CACHE / "networks")
-    server = Server(contestant, "tiny", onnx, given.threads_tiny, folder / "ours-soak")
-    try:
-        sample = samples("tiny", 1)[0]
-        wait_until_it_answers(server, contestant.peer.ask("tiny-binary", sample))
-        began = time.monotonic()
-        found = soak(server, sample, given.soak, folder)
-    finally:
-        server.tree.end()
-    took, verdict = time.monotonic() - began, "it GROWS" if found.grows else "it does not grow"
-    total = found.points[-1][0]
-    print(f"{total:,} requests in {took:.0f} s: {found.growth_mb:+.1f} MB since a tenth of them: {verdict}")
-    return int(found.grows)
 
 
 def _names(known: tuple[str, ...]) -> Any:
@@ -302,7 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
         wrk.require()
         with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
             if given.soak:
-                return run_soak(given, Path(name))
+                return soak_alone(given.soak, given.threads_tiny, Path(name))
             run = Run(given, Path(name))
             for model in ("tiny", "resnet"):
                 if chosen := [w for w in given.workloads if w.startswith(model)]:
@@ -311,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(text)
         report.save(given.out, text, run.record())
         return 1 if run.left_out else 0
-    except (Broken, FileNotFoundError) as error:
+    except (Broken, FileNotFoundError, LookupError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -27,12 +27,12 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def shown(value: float | None) -> str:
-    """Three figures, and thousands whole."""
+    """Three figures or four, and thousands whole."""
     if value is None:
         return "-"
     if value >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.{1 if value >= 10 else 2 if value >= 1 else 3}f}"
 
 
 def closed_loop(phases: Sequence[Phase], workload: str, concurrencies: Sequence[int]) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.peers import Ask, Sample, ours, ours_v2
 from benchmarks.rig import wrk
-from benchmarks.rig.contestants import Server
+from benchmarks.rig.contestants import CACHE, CONTESTANTS, OURS, Server, wait_until_it_answers
+from benchmarks.rig.networks import network
 from benchmarks.rig.processes import find, resident_mb
+from benchmarks.rig.samples import samples
 
 STEP = 50_000
 PIECE_S = 3
@@ -65,3 +68,22 @@ def soak(server: Server, sample: Sample, total: int, folder: Path) -> Soaked:
             print(f"{done:>10,} requests  {points[-1][1]:7.1f} MB", flush=True)
             next_line = (done // STEP + 1) * STEP
     return Soaked(points)
+
+
+def soak_alone(total: int, threads: int, folder: Path) -> int:
+    """Starts our service with the tiny model for it. 1 when the app's memory grows. Raises Broken, RuntimeError."""
+    contestant = next(c for c in CONTESTANTS if c.name == OURS)
+    onnx = network("tiny", CACHE / "networks")
+    server = Server(contestant, "tiny", onnx, threads, folder / "ours-soak")
+    try:
+        sample = samples("tiny", 1)[0]
+        wait_until_it_answers(server, contestant.peer.ask("tiny-binary", sample))
+        began = time.monotonic()
+        found = soak(server, sample, total, folder)
+    finally:
+        server.tree.end()
+    took, verdict = time.monotonic() - began, "it GROWS" if found.grows else "it does not grow"
+    print(
+        f"{found.points[-1][0]:,} requests in {took:.0f} s: {found.growth_mb:+.1f} MB since a tenth of them: {verdict}"
+    )
+    return int(found.grows)

@@ -42,13 +42,15 @@ async def answered(client: httpx.AsyncClient, name: str = "web") -> tuple[str, f
     return body["model"], body["outputs"]["logits"][0][0]
 
 
-async def settle(client: httpx.AsyncClient, replicas: int = 1, name: str = "web") -> None:
-    """Waits until that many replicas have said that they serve what is wanted."""
+async def settle(
+    client: httpx.AsyncClient, status: str = "ready", name: str = "web", replicas: int | None = None
+) -> dict[str, Any]:
+    """Waits until a deployment is said to be so, by that many replicas."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             body: dict[str, Any] = (await client.get(f"/v1/deployments/{name}")).json()
-            if body.get("status") == "ready" and len(body["replicas"]) == replicas:
-                return
+            if body.get("status") == status and replicas in (None, len(body["replicas"])):
+                return body
             await asyncio.sleep(0.05)
 
 
