@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, TypeVar
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Path
@@ -15,27 +12,14 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.api.hot import Ask, Told
-from app.errors import (
-    BadRequest,
-    BadTensor,
-    DeadlineExceeded,
-    NotFound,
-    Problem,
-    Unavailable,
-    Unprocessable,
-    UnsupportedMedia,
-)
+from app.api.taking import HUGE_JSON, MANY_JSON, answered, aside, deadline_of, lane_of, one_by_one
+from app.errors import BadRequest, BadTensor, NotFound, Problem, UnsupportedMedia
 from app.serving import json_tensors, wire
-from app.serving.fleet import Fleet
 from app.serving.lane import Lane
 from app.serving.terms import terms_of
 
 router = APIRouter(tags=["predict"])
-T = TypeVar("T")
-_MANY_JSON, _MANY_BYTES = 64 * 1024, 4 * 1024 * 1024  # above these a body is decoded in a thread
-_HUGE_JSON = 4 * 1024 * 1024  # as Python's objects it takes ten times that: never two at a time
-_one_by_one = ThreadPoolExecutor(1, thread_name_prefix="decode-huge")
-_TAKEN_DOWN = "shutting_down"
+_MANY_BYTES = 4 * 1024 * 1024  # above this a binary body is decoded in a thread
 
 _EXAMPLE: dict[str, Any] = {"inputs": [[0.0, 0.5, 1.0]], "top_k": 3}
 _NAMED: dict[str, Any] = {"inputs": {"input": [[0.0, 0.5]], "sr": 16000}, "outputs": ["output"]}
@@ -134,36 +118,19 @@ async def predict(deployment: Annotated[str, Path(max_length=200)]) -> Response:
 async def check(ask: Ask) -> None:
     """Refuses before the body has come what would be refused whatever it says. Raises NotFound, UnsupportedMedia …"""
     _encoding(ask)
-    lane = await _lane(ask)
-    terms_of(lane).kind(ask.headers.get(b"content-type", b""))
+    terms_of(await lane_of(ask)).kind(ask.headers.get(b"content-type", b""))
 
 
 async def answer(ask: Ask) -> Told:
     """Decodes, has it inferred, and encodes. Raises Problem."""
-    given = ask.headers.get(b"x-timeout-ms")
-    deadline = None if given is None else _deadline(given, ask.came)
+    deadline = deadline_of(ask)
     _encoding(ask)
-    for again in (True, False):
-        # A new version may have been swapped in while the body came.
-        with await _lane(ask, deadline) as lane:
-            try:
-                return await _answer(ask, lane, deadline)
-            except Problem as problem:
-                if problem.code != _TAKEN_DOWN or not again:
-                    raise
-    raise AssertionError("the loop above returns or raises")
+    return await answered(ask, deadline, lambda lane: _answer(ask, lane, deadline))
 
 
 def _encoding(ask: Ask) -> None:
     if ask.headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise UnsupportedMedia("a compressed body is not taken here", hint="send it without Content-Encoding")
-
-
-async def _lane(ask: Ask, deadline: float | None = None) -> Lane:
-    try:
-        return ask.fleet.lane(ask.name)
-    except (NotFound, Unavailable):
-        return await ask.fleet.find(ask.name, deadline=deadline)
 
 
 async def _answer(ask: Ask, lane: Lane, deadline: float | None) -> Told:
@@ -188,7 +155,7 @@ async def _answer(ask: Ask, lane: Lane, deadline: float | None) -> Told:
         return wire.encode(answer_kind, outputs, asked, lane.version)[0]
 
     is_large = any(array.nbytes > _MANY_BYTES // 4 for array in outputs.values())
-    return Told(200, terms.headers[answer_kind], await _aside(ask.fleet, encode) if is_large else encode())
+    return Told(200, terms.headers[answer_kind], await aside(ask, encode) if is_large else encode())
 
 
 async def _decoded(ask: Ask, lane: Lane, kind: wire.Kind, deadline: float | None) -> wire.Asked:
@@ -204,33 +171,12 @@ async def _decoded(ask: Ask, lane: Lane, kind: wire.Kind, deadline: float | None
     def decode() -> wire.Asked:
         return wire.decode(kind, body, version, limit=ask.settings.max_predict_bytes, **chosen)
 
-    if kind == "json" and len(body) > _MANY_JSON:
+    if kind == "json" and len(body) > MANY_JSON:
         json_tensors.refuse_many(body, version.signature, lane.max_batch)
-        if len(body) > _HUGE_JSON:
-            return await asyncio.get_running_loop().run_in_executor(_one_by_one, decode)
-    is_large = len(body) > (_MANY_JSON if kind == "json" else _MANY_BYTES) or kind == "npz"
-    return await _aside(ask.fleet, decode) if is_large else decode()
-
-
-async def _aside(the_fleet: Fleet, work: Callable[[], T]) -> T:
-    """In a thread, so that other requests go on meanwhile."""
-    return await asyncio.get_running_loop().run_in_executor(the_fleet.decoding, work)
-
-
-def _deadline(given: bytes, came: float) -> float:
-    """On time.monotonic's clock. Raises Unprocessable for a header that is no number of milliseconds."""
-    try:
-        milliseconds = float(given)
-    except ValueError:
-        milliseconds = math.nan
-    if not 0 <= milliseconds < math.inf:
-        told = given[:40].decode("latin-1")
-        raise Unprocessable(
-            f"X-Timeout-Ms must be a number of milliseconds, not {told!r}", code="bad_timeout", hint="such as 250"
-        )
-    if milliseconds == 0:
-        raise DeadlineExceeded("X-Timeout-Ms is 0: the deadline has passed already")
-    return came + milliseconds / 1e3
+        if len(body) > HUGE_JSON:
+            return await one_by_one(decode)
+    is_large = len(body) > (MANY_JSON if kind == "json" else _MANY_BYTES) or kind == "npz"
+    return await aside(ask, decode) if is_large else decode()
 
 
 async def _files(headers: dict[bytes, bytes], body: bytes, max_batch: int) -> list[bytes]:

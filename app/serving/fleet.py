@@ -117,6 +117,7 @@ class Fleet:
         if place is not None and place.main is not None:
             return place.pick(version)
         until = time.monotonic() + patience_s
+        until = until if deadline is None else min(until, deadline)
         needed = self._begun + 1
         if place is None or not place.asleep:
             self.nudge()
