@@ -12,7 +12,7 @@ from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
 
 if TYPE_CHECKING:
-    from app.serving.fleet import Fleet
+    from app.serving.served import Served
 
 
 def _settings(request: Request) -> Settings:
@@ -31,9 +31,9 @@ def _queue(request: Request) -> Queue:
     return cast(Queue, request.app.state.queue)
 
 
-def fleet(request: Request) -> Fleet:
+def fleet(request: Request) -> Served:
     """The deployments that this process serves."""
-    return cast("Fleet", request.app.state.fleet)
+    return cast("Served", request.app.state.fleet)
 
 
 TheSettings = Annotated[Settings, Depends(_settings)]

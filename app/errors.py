@@ -89,6 +89,10 @@ class Problem(Exception):
         return found
 
 
+# The code of an Unavailable that says: sent again, the same request meets another engine.
+TAKEN_DOWN = "shutting_down"
+
+
 def title(status: int) -> str:
     """The standard phrase of an HTTP status, or "Error"."""
     try:

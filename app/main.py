@@ -29,7 +29,9 @@ from app.api.examples import ANY_PROBLEM
 from app.api.hot import Hot
 from app.observe import Requests, exposition
 from app.parts import looked_after, opened
+from app.serving.apart.front import FrontFleet
 from app.serving.fleet import Fleet
+from app.serving.served import Served
 from app.settings import Settings
 
 # kinds before /v1/jobs/{id}: the router looks at one after the other.
@@ -77,24 +79,18 @@ def create_app(settings: Settings) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     app.state.stopping = False
-    async with opened(settings, "app") as parts:
+    async with opened(settings, "app") as parts, contextlib.AsyncExitStack() as others:
         app.state.artifacts, app.state.catalog, app.state.queue = parts.artifacts, parts.catalog, parts.queue
-        if settings.engines_socket is not None:
-            from app.serving.apart.front import FrontFleet
-
-            front = app.state.fleet = FrontFleet(settings.engines_socket, exposition)
-            await front.start()
-            try:
-                yield
-            finally:
-                app.state.stopping = True
-                await front.stop()
-            return
-        async with looked_after(parts):
-            app.state.fleet = fleet = Fleet(settings, parts.catalog, parts.artifacts)
-            await fleet.start()
-            try:
-                yield
-            finally:
-                app.state.stopping = True
-                await fleet.stop()
+        fleet: Served
+        if settings.engines_socket is None:
+            await others.enter_async_context(looked_after(parts))
+            fleet = Fleet(settings, parts.catalog, parts.artifacts)
+        else:
+            fleet = FrontFleet(settings.engines_socket, exposition)
+        app.state.fleet = fleet
+        await fleet.start()
+        try:
+            yield
+        finally:
+            app.state.stopping = True
+            await fleet.stop()

@@ -34,6 +34,7 @@ _BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
+_LONGEST_ID = 128
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
@@ -57,12 +58,6 @@ class InFlight:
 
     def __init__(self) -> None:
         self.count = 0
-
-    def inc(self) -> None:
-        self.count += 1
-
-    def dec(self) -> None:
-        self.count -= 1
 
 
 _tallies: dict[tuple[str, str], _Tally] = {}
@@ -232,14 +227,14 @@ class Requests:
                 size += len(message.get("body", b""))
             await send(message)
 
-        IN_FLIGHT.inc()
+        IN_FLIGHT.count += 1
         try:
             if tracing.on:
                 await self._traced(scope, receive, marked, id, lambda: status)
             else:
                 await self.app(scope, receive, marked)
         finally:
-            IN_FLIGHT.dec()
+            IN_FLIGHT.count -= 1
             route = _route(scope)
             client = scope["client"][0] if scope.get("client") else None
             took = time.perf_counter() - started
@@ -264,8 +259,10 @@ def _route(scope: Scope) -> str:
 
 
 def _given_id(scope: Scope) -> str | None:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            text: str = value.decode("latin-1")
-            return text if 0 < len(text) <= 128 and text.isascii() and text.isprintable() else None
-    return None
+    return next((decent_id(value) for name, value in scope["headers"] if name == b"x-request-id"), None)
+
+
+def decent_id(id: bytes) -> str | None:
+    """A client's own id of its request, if it is one that a log can hold."""
+    text = id.decode("latin-1")
+    return text if 0 < len(text) <= _LONGEST_ID and text.isascii() and text.isprintable() else None

@@ -143,13 +143,13 @@ def _listen(settings: Settings, count: int) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     port = settings.port
     try:
+        if count > 1 and port:
+            _check_free(settings.host, port)
         for _ in range(count):
-            listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET, socket.SOCK_STREAM)
+            listener = socket.socket(_family(settings.host), socket.SOCK_STREAM)
             listeners.append(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if count > 1:
-                if port:
-                    _check_free(settings.host, port, listener.family, first=len(listeners) == 1)
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind((settings.host, port))
             port = listener.getsockname()[1]
@@ -166,12 +166,15 @@ def _listen(settings: Settings, count: int) -> list[socket.socket]:
     return listeners
 
 
-def _check_free(host: str, port: int, family: int, *, first: bool) -> None:
+def _check_free(host: str, port: int) -> None:
     """Raises OSError where somebody else listens: with SO_REUSEPORT another service of ours would not be noticed."""
-    if first:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _wait_until(state: str, patience_s: float, address: str, children: list[Child], stopping: list[int]) -> bool:

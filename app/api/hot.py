@@ -22,18 +22,17 @@ from app.api import limits, problems
 from app.api.auth import Key, refusal
 from app.api.flights import Flight, Flights, Gone
 from app.errors import Problem
-from app.observe import IN_FLIGHT, answered, request_id
+from app.observe import IN_FLIGHT, answered, decent_id, request_id
 from app.serving.waiting import Stages
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from app.serving.fleet import Fleet
+    from app.serving.served import Served
 
 # An ASGI extension of our own server's: `await whole(status, headers, body)` sends an answer in one write.
 WHOLE = "enginesmith.whole"
 CLOSED_BY_CLIENT = 499  # nginx's word for it; nobody reads it
 _ROUTES_KEPT = 4096
-_LONGEST_ID = 128
 _PARTS_KEPT = 1024
 _PREDICT, _MODELS, _INFER = "/predict/", "/v2/models/", "/infer"
 
@@ -62,7 +61,7 @@ class Ask:
         headers: dict[bytes, bytes],
         query: bytes,
         body: bytes,
-        fleet: Fleet,
+        fleet: Served,
         settings: Settings,
         came: float,
     ) -> None:
@@ -155,7 +154,7 @@ class Hot:
         came = time.monotonic()
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"x-request-id")
-        id = (_decent(given) if given else None) or f"{self._prefix}{next(self._count):016x}"
+        id = (decent_id(given) if given else None) or f"{self._prefix}{next(self._count):016x}"
         token = request_id.set(id)
         ask = Ask(
             route.name, route.version, headers, scope["query_string"], b"", self._state.fleet, self._settings, came
@@ -265,9 +264,3 @@ def refused(problem: Problem, path: str) -> Told:
     response = problems.answer(problem, path)
     headers = [(name, value) for name, value in response.raw_headers if name != b"content-length"]
     return Told(response.status_code, headers, bytes(response.body))
-
-
-def _decent(id: bytes) -> str | None:
-    """A client's own id of its request, if it is one that a log can hold."""
-    text = id.decode("latin-1")
-    return text if len(text) <= _LONGEST_ID and text.isascii() and text.isprintable() else None

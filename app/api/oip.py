@@ -10,8 +10,8 @@ from app.api.hot import Ask, Told
 from app.api.taking import HUGE_JSON, MANY_JSON, answered, aside, deadline_of, lane_of, one_by_one
 from app.errors import BadRequest, Problem, Unprocessable
 from app.serving import compression, json_tensors, oip_answer, oip_request
-from app.serving.lane import Lane
 from app.serving.oip import Form, form_of
+from app.serving.served import ServedLane
 
 Inputs = dict[str, npt.NDArray[Any]]
 _MANY_BYTES = 2 * 1024 * 1024  # above this a thread does the work, so that other requests go on meanwhile
@@ -40,7 +40,7 @@ async def _infer(ask: Ask) -> Told:
     return await answered(ask, deadline, lambda lane: _answer(ask, body, lane, deadline))
 
 
-async def _answer(ask: Ask, body: bytes, lane: Lane, deadline: float | None) -> Told:
+async def _answer(ask: Ask, body: bytes, lane: ServedLane, deadline: float | None) -> Told:
     ask.ref = lane.version.ref
     form = form_of(ask.name, lane)
     length = ask.headers.get(b"inference-header-content-length")
@@ -72,7 +72,7 @@ async def _answer(ask: Ask, body: bytes, lane: Lane, deadline: float | None) -> 
 
 
 async def _read_large(
-    ask: Ask, lane: Lane, form: Form, body: bytes, length: bytes | None
+    ask: Ask, lane: ServedLane, form: Form, body: bytes, length: bytes | None
 ) -> tuple[oip_request.Header, Inputs]:
     """Many bytes of tensors take no time; much JSON and many strings do."""
     json = len(body) if length is None else oip_request.json_length(length, len(body))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from inspect import isawaitable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
@@ -14,9 +13,8 @@ from app.api.oip_examples import INFER, METADATA, shown, told
 from app.deps import fleet
 from app.errors import BadRequest, NotFound, Unavailable
 from app.serving import oip_metadata
-from app.serving.fleet import Fleet
-from app.serving.lane import Lane
 from app.serving.oip import EXTENSIONS, not_served
+from app.serving.served import Served, ServedLane
 
 router = APIRouter(tags=["open inference protocol"])
 Named = Annotated[str, Path(max_length=200, description="the deployment's name")]
@@ -163,7 +161,7 @@ async def shared_memory(rest: str) -> Response:
     raise not_served("shared memory is", "send tensors in the body, as binary")
 
 
-async def _find(request: Request, name: str, version: str | None) -> Lane:
+async def _find(request: Request, name: str, version: str | None) -> ServedLane:
     return await fleet(request).find(name, version)
 
 
@@ -172,21 +170,19 @@ async def _metadata(request: Request, name: str, version: str | None) -> Respons
     return Json(oip_metadata.metadata(name, lane, fleet(request).served(name)))
 
 
-def _ready(the_fleet: Fleet, name: str, version: str | None) -> Response:
+def _ready(the_fleet: Served, name: str, version: str | None) -> Response:
     _require(the_fleet, name, version)
     if name in the_fleet.unserved():
         the_fleet.lane(name, version)  # says why not
     return Json({"name": name, "ready": True})
 
 
-def _require(the_fleet: Fleet, name: str, version: str | None) -> None:
+def _require(the_fleet: Served, name: str, version: str | None) -> None:
     """Raises NotFound, Unavailable, for what is not wanted here. What sleeps is not loaded for the question."""
     served = the_fleet.served(name)
     if not served or (version is not None and version not in served):
         the_fleet.lane(name, version)
 
 
-async def _statistics(the_fleet: Fleet, name: str | None, version: str | None) -> list[dict[str, Any]]:
-    told: Any = the_fleet.statistics()
-    found = await told if isawaitable(told) else told  # a process that only speaks HTTP asks that of the engines
-    return [s for s in found if name in (None, s["name"]) and version in (None, s["version"])]
+async def _statistics(the_fleet: Served, name: str | None, version: str | None) -> list[dict[str, Any]]:
+    return [s for s in await the_fleet.statistics() if name in (None, s["name"]) and version in (None, s["version"])]

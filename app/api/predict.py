@@ -15,7 +15,7 @@ from app.api.hot import Ask, Told
 from app.api.taking import HUGE_JSON, MANY_JSON, answered, aside, deadline_of, lane_of, one_by_one
 from app.errors import BadRequest, BadTensor, NotFound, Problem, UnsupportedMedia
 from app.serving import json_tensors, wire
-from app.serving.lane import Lane
+from app.serving.served import ServedLane
 from app.serving.terms import terms_of
 
 router = APIRouter(tags=["predict"])
@@ -133,7 +133,7 @@ def _encoding(ask: Ask) -> None:
         raise UnsupportedMedia("a compressed body is not taken here", hint="send it without Content-Encoding")
 
 
-async def _answer(ask: Ask, lane: Lane, deadline: float | None) -> Told:
+async def _answer(ask: Ask, lane: ServedLane, deadline: float | None) -> Told:
     headers, terms = ask.headers, terms_of(lane)
     ask.ref = lane.version.ref
     lane.refuse_if_full(terms.row_bytes)  # decoding may cost more than the engine does
@@ -158,7 +158,7 @@ async def _answer(ask: Ask, lane: Lane, deadline: float | None) -> Told:
     return Told(200, terms.headers[answer_kind], await aside(ask, encode) if is_large else encode())
 
 
-async def _decoded(ask: Ask, lane: Lane, kind: wire.Kind, deadline: float | None) -> wire.Asked:
+async def _decoded(ask: Ask, lane: ServedLane, kind: wire.Kind, deadline: float | None) -> wire.Asked:
     """The tensors of a body. What takes long is done in a thread."""
     query = dict(parse_qsl(ask.query.decode("latin-1"), keep_blank_values=True)) if ask.query else {}
     chosen = {"outputs": query.get("outputs"), "top_k": query.get("top_k")}
@@ -185,6 +185,7 @@ async def _files(headers: dict[bytes, bytes], body: bytes, max_batch: int) -> li
     async def chunks() -> AsyncIterator[bytes]:
         yield body
 
+    # starlette asks for an AsyncGenerator by name, and only iterates.
     parser = MultiPartParser(Headers(raw=list(headers.items())), chunks(), max_files=max_batch, max_fields=16)  # type: ignore[arg-type]
     try:
         form = await parser.parse()

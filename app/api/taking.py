@@ -10,15 +10,14 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from app.api.hot import Ask, Told
-from app.errors import DeadlineExceeded, NotFound, Problem, Unavailable, Unprocessable
-from app.serving.lane import Lane
+from app.errors import TAKEN_DOWN, DeadlineExceeded, NotFound, Problem, Unavailable, Unprocessable
+from app.serving.served import ServedLane
 
 P = ParamSpec("P")
 T = TypeVar("T")
 MANY_JSON = 64 * 1024  # JSON above this is decoded in a thread
 HUGE_JSON = 4 * 1024 * 1024  # as Python's objects it takes ten times that: never two at a time
 _one_by_one = ThreadPoolExecutor(1, thread_name_prefix="decode-huge")
-_TAKEN_DOWN = "shutting_down"
 
 
 def deadline_of(ask: Ask) -> float | None:
@@ -41,7 +40,7 @@ def deadline_of(ask: Ask) -> float | None:
     return ask.came + milliseconds / 1e3
 
 
-async def lane_of(ask: Ask, deadline: float | None = None) -> Lane:
+async def lane_of(ask: Ask, deadline: float | None = None) -> ServedLane:
     """One that sleeps is loaded, and waited for. Raises NotFound, Unavailable, Overloaded, DeadlineExceeded."""
     try:
         return ask.fleet.lane(ask.name, ask.version)
@@ -49,14 +48,14 @@ async def lane_of(ask: Ask, deadline: float | None = None) -> Lane:
         return await ask.fleet.find(ask.name, ask.version, deadline=deadline)
 
 
-async def answered(ask: Ask, deadline: float | None, answer: Callable[[Lane], Awaitable[Told]]) -> Told:
+async def answered(ask: Ask, deadline: float | None, answer: Callable[[ServedLane], Awaitable[Told]]) -> Told:
     """What `answer` gives for the lane that serves; asked once more where a new version was swapped in meanwhile."""
     for again in (True, False):
         with await lane_of(ask, deadline) as lane:
             try:
                 return await answer(lane)
             except Problem as problem:
-                if problem.code != _TAKEN_DOWN or not again:
+                if problem.code != TAKEN_DOWN or not again:
                     raise
     raise AssertionError("the loop above returns or raises")
 

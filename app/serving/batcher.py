@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from app.domain.tensors import checker
-from app.errors import BadTensor, DeadlineExceeded, Internal, Overloaded, Problem, Unavailable
+from app.errors import TAKEN_DOWN, BadTensor, DeadlineExceeded, Internal, Overloaded, Problem, Unavailable
 from app.metrics import BACKEND, CANCELED, OTHER, REJECTED, Meter
 from app.runtimes import Arrays, Engine
 from app.serving.crew import Crew
@@ -20,7 +20,7 @@ from app.serving.pace import Pace
 from app.serving.runner import Ran
 from app.serving.waiting import Item, Outputs, Stages, Waiting, level_of
 
-__all__ = ["RUN_TIMEOUT_S", "Batcher", "Outputs", "Stages"]
+__all__ = ["RUN_TIMEOUT_S", "Batcher", "Outputs", "Stages", "taken_down"]
 log = logging.getLogger("enginesmith.serving")
 RUN_TIMEOUT_S = 30.0
 _MAX_QUEUE_BYTES = 256 << 20
@@ -119,8 +119,8 @@ class Batcher:
             meter.refuse(OTHER, "bad_tensor")
             raise
         if self._drained is not None:
-            meter.refuse(REJECTED, "shutting_down")
-            raise _shutting_down()
+            meter.refuse(REJECTED, TAKEN_DOWN)
+            raise taken_down()
         if self._crew.broken is not None:
             meter.refuse(REJECTED, "engine_hung")
             raise copy.copy(self._crew.broken)
@@ -297,9 +297,9 @@ class Batcher:
             self._delay.cancel()
         waiting = self._waiting.clear()
         self._left(len(waiting), sum(item.rows for item in waiting))
-        self._refuse(waiting, _shutting_down())
+        self._refuse(waiting, taken_down())
         for runner in self._crew.flying:
-            self._refuse(runner.batch or (), _shutting_down())
+            self._refuse(runner.batch or (), taken_down())
         await self._crew.close()
 
 
@@ -309,8 +309,8 @@ def _too_late() -> DeadlineExceeded:
     )
 
 
-def _shutting_down() -> Unavailable:
-    return Unavailable("this engine is being taken down", code="shutting_down", hint="send the request again")
+def taken_down() -> Unavailable:
+    return Unavailable("this engine is being taken down", code=TAKEN_DOWN, hint="send the request again")
 
 
 def _failed(error: BaseException) -> Internal:

@@ -145,7 +145,7 @@ class Fleet:
         place = self._places.get(name)
         return [] if place is None else place.numbers()
 
-    def mirror(self, name: str, lane: Lane, inputs: Named, outputs: Named) -> None:
+    def mirror(self, name: str, lane: object, inputs: Named, outputs: Named) -> None:
         """Tells the shadow, if there is one, of a request that `lane` has just answered. Costs nothing where there is
         none, never waits, never raises. Only answers of the main version are compared: a canary is no yardstick."""
         place = self._places.get(name)
@@ -198,7 +198,7 @@ class Fleet:
         """Whether Redis has ever said what is wanted."""
         return self._known
 
-    def statistics(self) -> list[dict[str, Any]]:
+    async def statistics(self) -> list[dict[str, Any]]:
         """Of every version served, as Triton writes them."""
         found = ((name, number) for name in self.names() for number in self.served(name))
         return [oip_metadata.statistics(self.meters.of(name, number)) for name, number in found]

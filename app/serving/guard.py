@@ -9,11 +9,10 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from app.domain.records import Canary, Deployment, Returned, now
-from app.errors import DeadlineExceeded, Overloaded, Problem
+from app.errors import TAKEN_DOWN, DeadlineExceeded, Overloaded, Problem
 
 MIN_REQUESTS = 20
 _NEWEST = 500  # answers that are looked at; more where min_requests says so
-_TAKEN_DOWN = "shutting_down"
 
 
 class Verdict(NamedTuple):
@@ -75,7 +74,7 @@ class Watch:
             good = [s for s, failed in self._newest if not failed]
             return not good or seconds >= statistics.median(good)
         if isinstance(error, Problem):
-            return error.status >= 500 and error.code != _TAKEN_DOWN and not isinstance(error, Overloaded)
+            return error.status >= 500 and error.code != TAKEN_DOWN and not isinstance(error, Overloaded)
         return True
 
     def _judge(self) -> Verdict | None:

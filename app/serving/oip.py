@@ -12,7 +12,7 @@ from app.domain.tensors import DTYPES
 from app.errors import NotSupported
 
 if TYPE_CHECKING:
-    from app.serving.lane import Lane
+    from app.serving.served import ServedLane
 
 # The protocol's datatype of each of ours.
 DATATYPES = {
@@ -55,7 +55,7 @@ class Form:
 
     __slots__ = ("batched", "has_strings", "headers", "inputs", "labels", "name", "outputs", "version")
 
-    def __init__(self, name: str, lane: Lane) -> None:
+    def __init__(self, name: str, lane: ServedLane) -> None:
         signature = lane.signature
         self.name = name
         self.version = str(lane.version.version)
@@ -74,10 +74,10 @@ class Form:
         return "the model takes " + "; ".join(f"{t.name}: {t.said}" for t in self.inputs.values())
 
 
-_forms: WeakKeyDictionary[Lane, Form] = WeakKeyDictionary()
+_forms: WeakKeyDictionary[ServedLane, Form] = WeakKeyDictionary()
 
 
-def form_of(name: str, lane: Lane) -> Form:
+def form_of(name: str, lane: ServedLane) -> Form:
     """The form of a lane that answers under a deployment's name; made once."""
     form = _forms.get(lane)
     if form is None or form.name != name:

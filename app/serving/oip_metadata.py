@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 from app.domain.records import Tensor
 from app.metrics import Meter
-from app.serving.lane import Lane
 from app.serving.oip import DATATYPES
+from app.serving.served import ServedLane
 from app.serving.waiting import LAST, MIDDLE
 
 if TYPE_CHECKING:
-    from app.serving.fleet import Fleet
+    from app.serving.served import Served
 
 # Triton's names, which clients compare.
 _PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "openvino": "openvino", "tensorrt": "tensorrt_plan"}
 
 
-def platform(lane: Lane) -> str:
+def platform(lane: ServedLane) -> str:
     return _PLATFORMS.get(lane.version.format, lane.version.format)
 
 
-def metadata(name: str, lane: Lane, versions: Sequence[str]) -> dict[str, Any]:
+def metadata(name: str, lane: ServedLane, versions: Sequence[str]) -> dict[str, Any]:
     """versions: every one that is served under the name."""
     return {
         "name": name,
@@ -37,7 +37,7 @@ def _told(tensor: Tensor) -> dict[str, Any]:
     return {"name": tensor.name, "datatype": DATATYPES[tensor.dtype], "shape": list(tensor.shape)}
 
 
-def config(name: str, lane: Lane) -> dict[str, Any]:
+def config(name: str, lane: ServedLane) -> dict[str, Any]:
     """Triton's ModelConfig as JSON, as far as it says something here. dims: without the batch axis, as Triton's."""
     batched = lane.signature.batched
     delay_us = round(lane.plan.max_delay_ms * 1000)
@@ -124,7 +124,7 @@ def _duration(count: int, us: float) -> dict[str, int]:
     return {"count": count, "ns": round(us * 1000)}
 
 
-def index(fleet: Fleet, only_ready: bool) -> list[dict[str, str]]:
+def index(fleet: Served, only_ready: bool) -> list[dict[str, str]]:
     """Triton's repository index. only_ready: nothing of what would not answer a request now."""
     unserved, missing = set(fleet.unserved()), fleet.missing()
     told = []

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import Overloaded, Problem
+from app.errors import TAKEN_DOWN, Overloaded, Problem
 from app.serving.lane import Lane
 
 log = logging.getLogger("enginesmith.serving")
@@ -23,7 +23,6 @@ _MOST_BYTES = 64 * 1024 * 1024  # that they hold; one alone may be larger
 _PATIENCE_S = 30.0
 _MANY = 64 * 1024  # numbers; above this they are compared in a thread
 _LOG_S = 10.0
-_TAKEN_DOWN = "shutting_down"
 Named = Mapping[str, npt.NDArray[Any]]
 
 
@@ -118,7 +117,7 @@ class Mirror:
             else:
                 self.tally.add(compare(outputs, theirs), took)
         except Exception as error:
-            if isinstance(error, Overloaded) or (isinstance(error, Problem) and error.code == _TAKEN_DOWN):
+            if isinstance(error, Overloaded) or (isinstance(error, Problem) and error.code == TAKEN_DOWN):
                 self.tally.dropped += 1
                 return
             self.tally.failed += 1

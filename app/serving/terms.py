@@ -14,7 +14,7 @@ from app.serving.decoding import Decoding
 from app.serving.wire import Asked, Kind
 
 if TYPE_CHECKING:
-    from app.serving.lane import Lane
+    from app.serving.served import ServedLane
 
 _KEPT = 64
 _HEAD = 128  # bytes: what numpy.save pads the header of an ordinary array to
@@ -26,7 +26,7 @@ class Terms:
 
     __slots__ = ("_answers", "_every", "_heads", "_kinds", "_lone", "decoding", "headers", "row_bytes", "version")
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: ServedLane) -> None:
         self.version = version = lane.version
         ref = version.ref.encode()
         self.headers = {
@@ -90,10 +90,10 @@ class Terms:
             self._heads[body[:_HEAD]] = (shape, len(body))
 
 
-_terms: WeakKeyDictionary[Lane, Terms] = WeakKeyDictionary()
+_terms: WeakKeyDictionary[ServedLane, Terms] = WeakKeyDictionary()
 
 
-def terms_of(lane: Lane) -> Terms:
+def terms_of(lane: ServedLane) -> Terms:
     """The terms of a lane; made once."""
     found = _terms.get(lane)
     if found is None:

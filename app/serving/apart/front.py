@@ -50,10 +50,10 @@ class FrontLane:
     def refuse_if_full(self, nbytes: int) -> None:
         """The queue is at the host: only it knows, and says so when it is asked."""
 
-    def refused(self, reason: str) -> None:
+    def refused(self, why: str) -> None:
         """Counts a request that did not get as far as the queue."""
         if self._pipe.is_open:
-            self._pipe.send(frames.plain(Kind.NOTE, 0, reason, self.number))
+            self._pipe.send(frames.plain(Kind.NOTE, 0, why, self.number))
 
     async def infer(
         self, inputs: Arrays, *, deadline: float | None = None, priority: int = 0, stages: Stages | None = None
@@ -218,7 +218,7 @@ class FrontFleet:
         place = self._places.get(name)
         return [] if place is None else place.numbers
 
-    def mirror(self, name: str, lane: FrontLane, inputs: Arrays, outputs: Outputs) -> None:
+    def mirror(self, name: str, lane: object, inputs: Arrays, outputs: Outputs) -> None:
         """Nothing: the host tells the shadow."""
 
     def nudge(self) -> None:

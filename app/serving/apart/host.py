@@ -13,7 +13,7 @@ from app.observe import exposition
 from app.serving.apart import frames, totals
 from app.serving.apart.frames import Frame, Kind, Times
 from app.serving.apart.pipe import Pipe, failure
-from app.serving.batcher import Stages
+from app.serving.batcher import Stages, taken_down
 from app.serving.fleet import Fleet
 from app.serving.lane import Lane
 
@@ -131,7 +131,7 @@ class _Front(Pipe):
             "redis_answers": fleet.redis_answers,
             "settled": self._settled,
             "exposition": lambda own: host.exposition(self, own),
-            "statistics": _giving(fleet.statistics),
+            "statistics": fleet.statistics,
         }
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -168,7 +168,7 @@ class _Front(Pipe):
         try:
             found = self._host.lanes.get(frame.lane)
             if found is None:
-                raise Unavailable("this engine has been taken down", code="shutting_down", hint="send it again")
+                raise taken_down()
             name, lane = found
             signature = lane.signature
             asked = frames.read_ask(frame, signature.inputs)
@@ -195,12 +195,3 @@ class _Front(Pipe):
         """Loads what sleeps and waits for what is loading; the table that shows it precedes the answer."""
         await self._host.fleet.find(name, version, deadline=deadline, patience_s=patience_s)
         self.send(frames.plain(Kind.TABLE, 0, self._host.table()))
-
-
-def _giving(question: Any) -> Any:
-    """A plain function as something to be awaited."""
-
-    async def give(*arguments: Any) -> Any:
-        return question(*arguments)
-
-    return give
