@@ -225,27 +225,27 @@ async def test_without_a_bound_nothing_sleeps(client: httpx.AsyncClient, app: Fa
     assert loaded(app) == {"a", "b", "c"}
 
 
-def grown(before: int) -> int:
+def kept() -> int:
+    """What this process really needs: what others have freed is given back first, before and after alike."""
     gc.collect()
     shelf.trim()
-    now = private_bytes()
-    assert now is not None
-    return now - before
+    found = private_bytes()
+    assert found is not None
+    return found
 
 
 @pytest.mark.skipif(private_bytes() is None, reason="needs /proc")
 async def test_memory_returns(client: httpx.AsyncClient, app: FastAPI, publish: Publish) -> None:
-    size = 64 * MiB
+    size = 192 * MiB  # far more than anything else in this process comes and goes with
     publish("tiny")
     await put(client, "tiny", name="tiny")  # the library itself stays
     await answered(client, "tiny")
     publish("heavy", factor=2, ballast=size)
-    before = private_bytes()
-    assert before is not None
+    before = kept()
     for _ in range(2):
         assert (await put(client, "heavy", name="heavy")).json()["status"] == "ready"
         assert await answered(client, "heavy") == ("heavy@1", 2.0)
-        assert grown(before) > size * 0.9
+        assert kept() - before > size * 0.7
         metrics = (await client.get("/metrics")).text
         held = next(
             line
@@ -257,7 +257,7 @@ async def test_memory_returns(client: httpx.AsyncClient, app: FastAPI, publish: 
         async with asyncio.timeout(30):
             while app.state.fleet._loading.draining:
                 await asyncio.sleep(0.01)
-        assert grown(before) < size * 0.4
+        assert kept() - before < size * 0.4
 
 
 async def test_absence_before_the_first_load_is_not_sleep(app: FastAPI) -> None:
