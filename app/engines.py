@@ -7,7 +7,7 @@ import signal
 
 import uvloop
 
-from app.garbage import settle
+from app.interpreter import settle
 from app.parts import looked_after, opened
 from app.serving.apart.host import Host
 from app.serving.fleet import Fleet

@@ -208,8 +208,13 @@ class BadDataset(Unprocessable):
 
 
 class BadTensor(Unprocessable):
+    """loc: where in the body it is wrong."""
+
     default_code = "bad_tensor"
     default_hint = "GET /v1/models/{name}/versions/{n} shows the `signature`: names, dtypes and shapes"
+
+    def __init__(self, detail: str, *, loc: Sequence[str | int] = ("inputs",), **more: Any) -> None:
+        super().__init__(detail, **({"errors": [{"loc": list(loc), "msg": detail}]} | more))
 
 
 class Overloaded(Problem):

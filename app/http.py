@@ -8,17 +8,24 @@ import contextlib
 import logging
 import resource
 import socket
+import weakref
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.api.hot import WHOLE
 from app.api.problems import answer
+from app.ending import FIRST_S, NEXT_S, close_listeners
 from app.errors import BadRequest, HeadersTooLarge, Problem
-from app.garbage import settle
+from app.heads import path_of, wrong_head
+from app.interpreter import settle
+from app.serving.shelf import trim
+from app.settings import MiB
+from app.untaken import untaken
 
 if TYPE_CHECKING:
     from asyncio import Transport
@@ -36,6 +43,7 @@ HEADERS_BYTES = 64 * 1024
 BODY_IDLE_S = 60.0  # without a byte of a body that is still to come
 WRITE_IDLE_S = 60.0  # without the client taking a byte of an answer
 _JOINED = 64 * 1024  # a body up to this size is copied behind its headers
+_MUCH = 32 * MiB  # of bodies or answers at a time; what is less is needed again soon
 _SPARE_FILES = 512  # descriptors kept back for engines, the store and files being uploaded
 _PATROL_TICKS = 10  # uvicorn ticks ten times a second
 
@@ -51,6 +59,8 @@ class Connection(HttpToolsProtocol):
     head_bytes = 0  # of a request whose headers are not complete yet
     unsent = 0
     unsent_since = 0.0
+    ending = False  # the service ends: no request after the one that is being answered
+    wrong: Problem | None = None  # with the headers that are being read
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -58,21 +68,45 @@ class Connection(HttpToolsProtocol):
         if len(self.connections) > self.most:
             make_room(cast("set[Connection]", self.connections), self)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn's stays after a reset, and keeps all of this until it has run out
+
     def data_received(self, data: bytes) -> None:
         self.quiet_since = self.loop.time()
         super().data_received(data)
         if self.head_since is not None:
             self.head_bytes += len(data)
             if self.head_bytes > HEADERS_BYTES and not self.transport.is_closing():
-                self._refuse(HeadersTooLarge(f"the request's headers are longer than {HEADERS_BYTES} bytes"), "")
+                problem = HeadersTooLarge(f"the request's headers are longer than {HEADERS_BYTES} bytes")
+                self._refuse(problem, path_of(self.url))
 
     def on_message_begin(self) -> None:
         self.head_since = self.quiet_since
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        self.wrong = wrong_head(self.headers, self.parser.get_http_version())
+        if self.wrong is not None:
+            raise ValueError("the parser stops, and send_400_response is called")
         self.head_since, self.head_bytes = None, 0
         super().on_headers_complete()
+        if self.ending:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """No request after the one that is being answered; where there is none, one on its way may still come."""
+        self.ending = True
+        if self.is_between:
+            self.loop.call_later(FIRST_S if self.cycle is None else NEXT_S, self._close_between)
+        else:
+            self.cycle.keep_alive = False
+
+    def _close_between(self, looks: int = 1) -> None:
+        if self.is_between and looks:  # uvloop's timers come before what has been received, where both are late
+            self.loop.call_later(0.01, self._close_between, looks - 1)
+        elif self.is_between:
+            self.transport.close()
 
     def eof_received(self) -> None:
         """The client sends no more, and the connection ends. Where it is in the middle of a body, it is told so."""
@@ -83,32 +117,35 @@ class Connection(HttpToolsProtocol):
             )
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(
-            BadRequest(
-                "this is no HTTP request",
-                code="bad_http",
-                hint="send HTTP/1.1, and a Content-Length that is the body's",
-            ),
-            "",
+        problem = self.wrong or BadRequest(
+            "this is no HTTP request", code="bad_http", hint="send HTTP/1.1, and a Content-Length that is the body's"
         )
+        self._refuse(problem, path_of(getattr(self, "url", b"")))
 
     def _refuse(self, problem: Problem, path: str) -> None:
         """Answers without the app, and ends the connection."""
         response = answer(problem, path)
         lines = [STATUS_LINE[response.status_code]]
-        for name, value in (*response.raw_headers, (b"connection", b"close")):
+        for name, value in (*response.raw_headers, (b"x-request-id", uuid4().hex.encode()), (b"connection", b"close")):
             lines += (name, b": ", value, b"\r\n")
         self.transport.write(b"".join((*lines, b"\r\n", response.body)))
         self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        cast(Any, cycle.scope)["extensions"] = {WHOLE: partial(send_whole, cycle)}
+        # Weak, because the cycle refers to it: what refers to itself waits for the garbage collector. That was 6 MB of
+        # requests long answered.
+        cast(Any, cycle.scope)["extensions"] = {WHOLE: partial(send_whole, weakref.ref(cycle))}
         super()._start_asgi_task(cycle, app)
 
     @property
-    def idle(self) -> bool:
+    def is_between(self) -> bool:
         """Whether no request is being answered. An answer that is written may still wait for its client to take it."""
-        return (self.cycle is None or self.cycle.response_complete) and not self.transport.get_write_buffer_size()
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being answered, and every answer has been taken."""
+        return self.is_between and not self.transport.get_write_buffer_size()
 
     def stalls(self, now: float) -> str | None:
         """Why this connection should be ended, if it should."""
@@ -125,9 +162,14 @@ class Connection(HttpToolsProtocol):
         return "its body did not come" if body_comes and now - self.quiet_since > BODY_IDLE_S else None
 
 
-async def send_whole(cycle: RequestResponseCycle, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+async def send_whole(
+    request: weakref.ref[RequestResponseCycle], status: int, headers: list[tuple[bytes, bytes]], body: bytes
+) -> None:
     """What `cycle.send` does for the start and the only body of an answer, but in one write: the second one costs a
     system call here and at the client. headers: trusted, with Content-Length; the request's body has been read."""
+    cycle = request()
+    if cycle is None:  # nobody runs it any more
+        return
     if cycle.flow.write_paused and not cycle.disconnected:
         await cycle.flow.drain()
     if cycle.disconnected:
@@ -143,6 +185,7 @@ async def send_whole(cycle: RequestResponseCycle, status: int, headers: list[tup
         cycle.transport.write(b"".join(lines))
     else:
         cycle.transport.writelines((b"".join(lines), body))
+        untaken.add(cycle.transport, len(body))
     cycle.response_complete = True
     cycle.message_event.set()
     if not cycle.keep_alive:
@@ -164,6 +207,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
         self._app = app
+        self._most_held = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._app.state.stopping = True  # whoever waits for a job's end or its events is answered now
@@ -173,10 +217,40 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         settle()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Whoever has connected before it is answered; see Connection.shutdown for who says nothing yet."""
+
+        def close() -> None:
+            for server in self.servers:
+                server.close()
+            for listener in sockets or ():
+                listener.close()
+
+        waiting = close_listeners([s.fileno() for server in self.servers for s in server.sockets], close)
+        for connection in waiting:
+            await asyncio.get_running_loop().connect_accepted_socket(self._last, connection)
+        await super().shutdown(sockets)
+
+    def _last(self) -> Connection:
+        made = Connection(self.config, self.server_state, self.lifespan.state)
+        made.ending = True
+        return made
+
     async def on_tick(self, counter: int) -> bool:
         if counter % _PATROL_TICKS == 0:
             patrol(cast("set[Connection]", self.server_state.connections), asyncio.get_running_loop().time())
+            self._give_back()
         return await super().on_tick(counter)
+
+    def _give_back(self) -> None:
+        """After a time of large bodies or answers: glibc keeps what is freed, which is nobody's then."""
+        hot = getattr(self._app, "hot", None)
+        now, most = (0, 0) if hot is None else hot.weigh()
+        now += untaken.bytes
+        self._most_held = max(self._most_held, most, now)
+        if self._most_held > _MUCH and now < self._most_held // 4:
+            self._most_held = now
+            asyncio.get_running_loop().run_in_executor(None, trim)
 
 
 def patrol(connections: set[Connection], now: float) -> None:
@@ -185,6 +259,7 @@ def patrol(connections: set[Connection], now: float) -> None:
         if (why := connection.stalls(now)) is not None:
             log.info("a connection is ended: %s", why, extra={"client": connection.client})
             connection.transport.abort()
+    untaken.look()
 
 
 def run(app: FastAPI, settings: Settings, fd: int | None = None) -> None:

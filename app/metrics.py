@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 # Triton's reasons for a failed request.
@@ -17,6 +17,7 @@ REASONS = (REJECTED, CANCELED, BACKEND, OTHER)
 # client's patience.
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+KEPT_S = 900.0  # what is no longer served is told so long: whoever asks every minute has seen the end of it
 STAGES = ("queue", "input", "infer", "output")
 
 
@@ -62,13 +63,13 @@ def _stages() -> dict[str, Histogram]:
 class Meter:
     """One version under one deployment. Times are sums over requests, in microseconds, as Triton's are.
 
-    refused: by what was wrong, finer than Triton's reasons. missed: deadlines. hung: runs that were given up.
-    by_rows: the runs by their size. stages: the queue's time of each request, the others' of each run, in seconds.
-    last_s: when a run last ended (time.time).
+    model: the deployment's name. ref: what it serves, `digits@5`. refused: by what was wrong, finer than Triton's
+    reasons. missed: deadlines. hung: runs that were given up. by_rows: the runs by their size. stages: the queue's time
+    of each request, the others' of each run, in seconds. last_s: when a run last ended (time.time).
     """
 
     model: str
-    version: str
+    ref: str
     succeeded: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -87,6 +88,10 @@ class Meter:
     sizes: Histogram = field(default_factory=lambda: Histogram(ROWS))
     stages: dict[str, Histogram] = field(default_factory=_stages)
     by_rows: dict[int, Batches] = field(default_factory=dict)
+
+    @property
+    def version(self) -> str:
+        return self.ref.rpartition("@")[2]
 
     def refuse(self, reason: str, why: str) -> None:
         """reason: Triton's word. why: a finer one."""
@@ -126,14 +131,22 @@ class Meter:
 
 
 class Meters:
-    """The meters of one process. A version that is deployed again goes on where it stopped."""
+    """The meters of one process. A version that is deployed again soon goes on where it stopped."""
 
     def __init__(self) -> None:
         self._meters: dict[tuple[str, str], Meter] = {}
+        self._gone: dict[tuple[str, str], float] = {}
 
-    def of(self, model: str, version: str) -> Meter:
-        """model: the deployment's name, by which clients call it. version: the number of the model's version."""
-        return self._meters.setdefault((model, version), Meter(model, version))
+    def of(self, model: str, ref: str) -> Meter:
+        """model: the deployment's name, by which clients call it. ref: what it serves. Two versions of one number, of
+        different models, may follow each other under one name."""
+        return self._meters.setdefault((model, ref), Meter(model, ref))
+
+    def keep(self, served: Collection[tuple[str, str]], now: float) -> None:
+        """Forgets what has not been served for a while. served: deployments' names, and refs. now: monotonic."""
+        self._gone = {key: self._gone.get(key, now) for key in self._meters if key not in served}
+        for key in [key for key, since in self._gone.items() if now - since >= KEPT_S]:
+            del self._meters[key]
 
     def exposition(self) -> str:
         """Prometheus' text form."""
@@ -142,15 +155,15 @@ class Meters:
     def _lines(self) -> Iterator[str]:
         # Not through prometheus_client: it renames every counter to …_total, and dashboards look for Triton's names.
         meters = sorted(self._meters.values(), key=lambda m: (m.model, m.version))
-        yield from _family("nv_inference_request_success", "Requests that succeeded", _each(meters, "succeeded"))
-        failures = [(f'{_labels(m)},reason="{r}"', m.failed[r]) for m in meters for r in REASONS]
+        yield from _family("nv_inference_request_success", "Requests that succeeded", _tritons(meters, "succeeded"))
+        failures = _summed([(f'{_tritons_labels(m)},reason="{r}"', m.failed[r]) for m in meters for r in REASONS])
         yield from _family("nv_inference_request_failure", "Requests that failed, by reason", failures)
-        yield from _family("nv_inference_count", "Rows inferred", _each(meters, "rows"))
-        yield from _family("nv_inference_exec_count", "Runs of the engine, one per batch", _each(meters, "runs"))
-        pending = _each(meters, "pending")
+        yield from _family("nv_inference_count", "Rows inferred", _tritons(meters, "rows"))
+        yield from _family("nv_inference_exec_count", "Runs of the engine, one per batch", _tritons(meters, "runs"))
+        pending = _tritons(meters, "pending")
         yield from _family("nv_inference_pending_request_count", "Requests that wait for the engine", pending, "gauge")
         for name, told, attribute in _DURATIONS:
-            yield from _family(f"nv_inference_{name}_duration_us", told, _each(meters, attribute))
+            yield from _family(f"nv_inference_{name}_duration_us", told, _tritons(meters, attribute))
         yield from self._own(meters)
 
     def _own(self, meters: list[Meter]) -> Iterator[str]:
@@ -178,8 +191,24 @@ _DURATIONS = (
 )
 
 
-def _labels(meter: Meter) -> str:
+def _tritons_labels(meter: Meter) -> str:
     return f'model="{_escaped(meter.model)}",version="{_escaped(meter.version)}"'
+
+
+def _tritons(meters: list[Meter], attribute: str) -> list[tuple[str, float]]:
+    return _summed([(_tritons_labels(m), getattr(m, attribute)) for m in meters])
+
+
+def _summed(samples: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Triton knows a model by one name: versions of one number, of two models under one deployment, are one to it."""
+    found: dict[str, float] = {}
+    for labels, value in samples:
+        found[labels] = found.get(labels, 0) + value
+    return list(found.items())
+
+
+def _labels(meter: Meter) -> str:
+    return f'{_tritons_labels(meter)},ref="{_escaped(meter.ref)}"'
 
 
 def _escaped(value: str) -> str:

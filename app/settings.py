@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     max_upload_bytes: int = 16 * 1024 * MiB
     # The largest body of a prediction, in bytes.
     max_predict_bytes: int = 64 * MiB
-    # What the bodies of predictions that are being received or answered may hold together, in bytes.
+    # What the bodies of predictions that are being received or answered may hold together, in bytes, unpacked ones too.
     max_bodies_bytes: int = 512 * MiB
     # Seconds that a prediction's body may pause for, and that all of it may take.
     body_idle_s: float = Field(10.0, gt=0)

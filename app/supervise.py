@@ -80,6 +80,9 @@ def serve(settings: Settings, workers: int, http_processes: int = 1) -> int:
             for child in children:
                 child.tend()
     finally:
+        # A socket goes on to take connections in for as long as one process has it; nobody would accept them.
+        for listener in listeners:
+            listener.close()
         # The engines last: fronts that drain still need them.
         deadline = time.monotonic() + STOP_S
         for ending in ([c for c in children if c.name != "engines"], [c for c in children if c.name == "engines"]):
@@ -89,8 +92,6 @@ def serve(settings: Settings, workers: int, http_processes: int = 1) -> int:
                 child.end(deadline)
         if store:
             store.stop()
-        for listener in listeners:
-            listener.close()
     return 0
 
 

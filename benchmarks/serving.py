@@ -83,22 +83,39 @@ class Run:
             for workload in workloads:
                 for concurrency in self._concurrencies(model):
                     for turn in range(self.given.rounds):
-                        for contestant, server in _turned(there, turn):
-                            self._closed(contestant, server, workload, concurrency, turn, content[0])
+                        for contestant, server in self._turned(there, turn):
+                            with self._leaving_out(contestant, server):
+                                self._closed(contestant, server, workload, concurrency, turn, content[0])
             if "tiny-binary" in workloads and self.given.rate:
                 for turn in range(self.given.rounds):
-                    for contestant, server in _turned(there, turn):
-                        self._open(contestant, server, turn, content[0])
+                    for contestant, server in self._turned(there, turn):
+                        with self._leaving_out(contestant, server):
+                            self._open(contestant, server, turn, content[0])
             if model == "tiny" and OURS in servers:
                 self.app_mb = resident_mb(app_of(servers[OURS]))
 
-    def _takes_part(self, contestant: Contestant) -> bool:
+    def _takes_part(self, contestant: Contestant, model: str | None = None) -> bool:
+        if model is not None and model not in getattr(contestant.peer, "MODELS", (model,)):
+            return False
         return contestant.name in self.given.contestants and contestant.name not in self.left_out
 
     def _leave_out(self, contestant: Contestant, error: Broken) -> None:
         """The others are measured all the same; the report says who is missing."""
         self.left_out[contestant.name] = str(error)
         _say(f"{contestant.name} is LEFT OUT: {error}")
+
+    @contextlib.contextmanager
+    def _leaving_out(self, contestant: Contestant, server: Server) -> Iterator[None]:
+        """Who breaks in the middle is measured no further; what was measured before stays in the report."""
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            self._leave_out(contestant, Broken(f"{error}{server.tail()}"))
+
+    def _turned(self, there: list[tuple[Contestant, Server]], turn: int) -> list[tuple[Contestant, Server]]:
+        """Every other round goes the other way round, so that nobody always comes after the same one."""
+        left = [(contestant, server) for contestant, server in there if self._takes_part(contestant)]
+        return left if turn % 2 == 0 else left[::-1]
 
     def _concurrencies(self, model: str) -> list[int]:
         return list(self.given.concurrency or ((1, 16, 64) if model == "tiny" else (1, 8, 32)))
@@ -109,7 +126,7 @@ class Run:
         running: dict[str, Server] = {}
         try:
             for contestant in CONTESTANTS:
-                if not self._takes_part(contestant) or contestant.server in running:
+                if not self._takes_part(contestant, model) or contestant.server in running:
                     continue
                 _say(f"starting {contestant.server} with {model}")
                 folder = self.folder / f"{contestant.server}-{model}"
@@ -232,11 +249,6 @@ def _command() -> str:
 
 def _tensor(workload: str, sample: Sample) -> Rows:
     return decode(sample.jpeg)[None] if workload.endswith("jpeg") else sample.x
-
-
-def _turned(there: list[tuple[Contestant, Server]], turn: int) -> list[tuple[Contestant, Server]]:
-    """Every other round goes the other way round, so that nobody always comes after the same one."""
-    return there if turn % 2 == 0 else there[::-1]
 
 
 def _say(text: str) -> None:

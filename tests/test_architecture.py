@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,11 @@ def imported_by(statement: str) -> set[str]:
     ("statement", "never"),
     [
         ("import app.main; app.main.create_app(app.main.Settings())", {"torch", "transformers", "nncf", "workers"}),
+        # What only some requests need, or nobody who serves: each would be megabytes in every app.
+        (
+            "import app.http, app.main; app.main.create_app(app.main.Settings())",
+            {"PIL", "google", "httpx", "onnx", "onnxruntime", "openvino", "pandas", "pyarrow", "requests", "scipy"},
+        ),
         ("import workers.main, workers.listen", {"torch", "transformers", "fastapi"}),
         ("import workers.run", {"torch", "transformers", "fastapi"}),
         ("import enginesmith, enginesmith.cli", {"torch", "app", "workers"}),
@@ -79,3 +85,13 @@ def test_no_file_outgrows_its_purpose() -> None:
 
 def _docstring(path: Path) -> str | None:
     return ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for top in ("app", "workers")
+        for path in (ROOT / top).rglob("*.py")
+    }
+    assert found | {"enginesmith"} == set(listed)

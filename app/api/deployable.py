@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app import runtimes
 from app.api.wanted import Wanted
-from app.domain.records import Version, parse_ref
+from app.domain.records import Deployment, Version, parse_ref
 from app.errors import Conflict, NotFound, Unprocessable
 from app.serving.lane import default_max_batch
 from app.storage.catalog import Catalog
@@ -12,15 +12,23 @@ from app.storage.catalog import Catalog
 _DOUBTED = ("rejected", "unproven")
 
 
-def refuse_other_inputs(main: Version, other: Version, role: str) -> None:
-    """Raises Unprocessable for a version that could not read the requests that the main one can."""
-    ours, theirs = ({t.name: t.dtype for t in version.signature.inputs} for version in (main, other))
-    if ours != theirs:
-        raise Unprocessable(
-            f"the {role} {other.ref} takes {theirs}, and {main.ref} takes {ours}",
-            code=f"{role}_differs",
-            hint="give it a deployment of its own: a client could not know which of the two it is asking",
-        )
+def refuse_if_deployed(catalog: Catalog, ref: str) -> None:
+    """Raises Conflict for a version that a deployment needs: it wants it, or some replica has it loaded."""
+    for deployment in catalog.deployments():
+        if ref in _needed(catalog, deployment):
+            raise Conflict(
+                f"{ref} is deployed as {deployment.name!r}",
+                code="deployed",
+                hint=f"deploy another version, or DELETE /v1/deployments/{deployment.name} first",
+            )
+
+
+def _needed(catalog: Catalog, deployment: Deployment) -> set[str]:
+    """What it wants; what was ready last, which serves until what is wanted is ready; and what any replica has."""
+    last = catalog.last_ready(deployment.name)
+    own = [last.model] if last is not None and last.made == deployment.created_at else []
+    there = [ref for report in catalog.replicas(deployment.name) for ref in report.get("versions", ())]
+    return {*deployment.refs, *own, *there}
 
 
 def deployable(catalog: Catalog, ref: str, asked: Wanted) -> Version:

@@ -11,8 +11,10 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 
 from app.api.body import Json, checked, read_json
-from app.api.deployable import deployable, exact, refuse_other_inputs
-from app.api.examples import headers, json_body
+from app.api.deployable import deployable, exact
+from app.api.deployment_schema import shown, shown_list
+from app.api.examples import headers, json_body, problems
+from app.api.likeness import refuse_unlike
 from app.api.paging import Cursor, Limit, page
 from app.api.waiting import applied, preferred_wait
 from app.api.wanted import EXAMPLES, Wanted
@@ -33,13 +35,18 @@ _DONE = frozenset({"ready", "failed", "asleep"})
 @router.put(
     "/v1/deployments/{name}",
     openapi_extra=json_body(Wanted, EXAMPLES) | headers("Prefer"),
-    responses={201: {"description": "made"}},
+    responses={200: shown("as it stands"), 201: shown("made"), **problems(400, 404, 409, 413, 415, 422)},
 )
 async def put_deployment(name: Named, request: Request, catalog: TheCatalog, settings: TheSettings) -> Response:
     """Wants a version under a name: it is loaded and warmed aside, then swapped in, and no request is lost.
 
-    `Prefer: wait=N` holds the answer until it is ready or has failed. A version that fails to load leaves the one
-    before serving. A canary becomes the main version by a PUT that names it as `model`; nothing is loaded anew.
+    `Prefer: wait=N` holds the answer until it is ready or has failed; meanwhile somebody else's change is followed, and
+    a deletion is a 409. A version that fails to load leaves the one before serving, also after a restart. A canary
+    becomes the main version by a PUT that names it as `model`; nothing is loaded anew. Canary and shadow must take
+    every request that the main version takes, and give the same outputs.
+
+    `previous` is the version that was ready last, other than `model`: what has only ever failed is none. That is what a
+    rollback goes to, so one rollback takes back a version that failed.
 
     `status`: `loading`; `ready`: all replicas serve this; `failed`: `error` says why; `asleep`: as wanted, but unloaded
     to make room for others (`ENGINESMITH_ENGINE_MEMORY_BYTES`), and the next request, which waits, has it loaded.
@@ -51,7 +58,7 @@ async def put_deployment(name: Named, request: Request, catalog: TheCatalog, set
     return await _answer(deployment, request, catalog, settings, 201 if is_new else 200)
 
 
-@router.get("/v1/deployments")
+@router.get("/v1/deployments", responses={200: shown_list("by name"), **problems(422)})
 async def list_deployments(
     catalog: TheCatalog, settings: TheSettings, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
@@ -65,13 +72,13 @@ async def list_deployments(
     return page(*await asyncio.to_thread(read))
 
 
-@router.get("/v1/deployments/{name}")
+@router.get("/v1/deployments/{name}", responses={200: shown("as it stands"), **problems(404, 422)})
 async def get_deployment(name: Named, catalog: TheCatalog, settings: TheSettings) -> Response:
     """What is wanted under a name, and how far the replicas are with it."""
     return Json(await asyncio.to_thread(lambda: _view(catalog.deployment(name), catalog, settings)))
 
 
-@router.delete("/v1/deployments/{name}", status_code=204)
+@router.delete("/v1/deployments/{name}", status_code=204, responses=problems(404, 422))
 async def delete_deployment(name: Named, request: Request, catalog: TheCatalog) -> Response:
     """Takes a deployment down; requests that it has taken are answered first."""
 
@@ -84,7 +91,11 @@ async def delete_deployment(name: Named, request: Request, catalog: TheCatalog) 
     return Response(status_code=204)
 
 
-@router.post("/v1/deployments/{name}/rollback", openapi_extra=headers("Prefer"))
+@router.post(
+    "/v1/deployments/{name}/rollback",
+    openapi_extra=headers("Prefer"),
+    responses={200: shown("as it stands"), **problems(404, 409, 422)},
+)
 async def rollback(name: Named, request: Request, catalog: TheCatalog, settings: TheSettings) -> Response:
     """Back to the version before, without canary and shadow. A second rollback goes forth again."""
     deployment = await asyncio.to_thread(_roll_back, catalog, name)
@@ -103,8 +114,24 @@ async def _answer(
         if view["status"] in _DONE or time.monotonic() >= until or await request.is_disconnected():
             break
         await asyncio.sleep(0.1)
+        deployment = await asyncio.to_thread(_as_it_stands, deployment, catalog)
     told = {"Location": f"/v1/deployments/{deployment.name}"} | applied(seconds)
     return Json(view, status, told)
+
+
+def _as_it_stands(deployment: Deployment, catalog: Catalog) -> Deployment:
+    """What is wanted now, by whoever was last. Raises Conflict when it has been deleted."""
+    try:
+        found = catalog.deployment(deployment.name)
+    except NotFound:
+        found = None
+    if found is None or found.created_at != deployment.created_at:
+        raise Conflict(
+            f"deployment {deployment.name!r} was deleted while it was being loaded",
+            code="deployment_deleted",
+            hint="it was stored, and somebody has deleted it since; PUT it again if it is still wanted",
+        )
+    return found
 
 
 def _want(catalog: Catalog, name: str, asked: Wanted) -> tuple[Deployment, bool]:
@@ -118,11 +145,11 @@ def _want(catalog: Catalog, name: str, asked: Wanted) -> tuple[Deployment, bool]
         fields = asked.model_dump() | {"model": model.ref}
         if asked.canary is not None:
             canary = deployable(catalog, asked.canary.model, asked)
-            refuse_other_inputs(model, canary, "canary")
+            refuse_unlike(model, canary, "canary", asked.max_batch)
             fields["canary"] = Canary(**asked.canary.model_dump() | {"model": canary.ref})
         if asked.shadow is not None:
             shadow = deployable(catalog, asked.shadow.model, asked)
-            refuse_other_inputs(model, shadow, "shadow")
+            refuse_unlike(model, shadow, "shadow", asked.max_batch)
             fields["shadow"] = Shadow(model=shadow.ref, percent=asked.shadow.percent)
         at = now()
         if before is None:
@@ -131,7 +158,7 @@ def _want(catalog: Catalog, name: str, asked: Wanted) -> tuple[Deployment, bool]
             wanted = before.but(**fields)
             if wanted == before:
                 return before, False
-            previous = before.model if before.model != wanted.model else before.previous
+            previous = before.previous_of(wanted.model, catalog.last_ready(name))
             changes = {"previous": previous, "returned": None, "generation": before.generation + 1, "updated_at": at}
             wanted = wanted.but(**changes)
         try:
@@ -144,19 +171,16 @@ def _want(catalog: Catalog, name: str, asked: Wanted) -> tuple[Deployment, bool]
 def _roll_back(catalog: Catalog, name: str) -> Deployment:
     for _ in range(_TRIES):
         before = catalog.deployment(name)
-        if before.previous is None:
+        last = catalog.last_ready(name)
+        previous = before.previous_of(before.model, last)
+        if previous is None:
             raise Conflict(f"deployment {name!r} has never served another version", code="no_previous")
         try:
-            catalog.version(*exact(before.previous))
+            catalog.version(*exact(previous))
         except NotFound:
-            raise Conflict(
-                f"{before.previous}, which {name!r} served before, has been deleted", code="no_previous"
-            ) from None
-        wanted = before.but(
-            model=before.previous,
-            previous=before.model,
-            canary=None,
-            shadow=None,
+            raise Conflict(f"{previous}, which {name!r} served before, has been deleted", code="no_previous") from None
+        wanted = before.main_only(previous).but(
+            previous=before.previous_of(previous, last),
             returned=None,
             generation=before.generation + 1,
             updated_at=now(),
@@ -177,6 +201,7 @@ def _put(catalog: Catalog, wanted: Deployment, before: Deployment | None) -> Dep
 def _view(deployment: Deployment, catalog: Catalog, settings: Settings) -> dict[str, Any]:
     """The answer: what is wanted, and what the live replicas report of it."""
     reports = [r for r in catalog.replicas(deployment.name) if r.get("status") != "gone"]
+    previous = deployment.previous_of(deployment.model, catalog.last_ready(deployment.name))
     status = _status(deployment, reports)
     error = next((r["error"] for r in reports if _is_current(deployment, r) and r.get("error")), None)
     max_batch = deployment.max_batch
@@ -186,6 +211,7 @@ def _view(deployment: Deployment, catalog: Catalog, settings: Settings) -> dict[
         except NotFound:
             max_batch = None
     return deployment.model_dump(mode="json") | {
+        "previous": previous,
         "canary": _canary(deployment.canary),
         "status": status,
         "max_batch": max_batch,

@@ -39,11 +39,17 @@ class Flight:
         self._look: asyncio.Task[None] | None = None
 
     def take(self, size: int) -> None:
-        """So many bytes more are held until the request is answered. Raises TooLarge, Overloaded."""
+        """So many bytes more have come, and are held until the request is answered. Raises TooLarge, Overloaded."""
+        if self.held + size > self._all.most_each:
+            raise limits.too_large(self._all.most_each, limits.PREDICT)
+        self.hold(size)
+
+    def hold(self, size: int) -> None:
+        """So many bytes more are held, of what a body unpacks to. Raises Overloaded."""
         self.held += size
         self._all.held += size
-        if self.held > self._all.most_each:
-            raise limits.too_large(self._all.most_each, limits.PREDICT)
+        if self._all.held > self._all.peak:
+            self._all.peak = self._all.held
         if self._all.held > self._all.most and (self.held > SMALL_BYTES or self._all.held > self._all.most_with_small):
             raise Overloaded(
                 f"the bodies of requests that are being answered hold {self._all.held} bytes, "
@@ -74,16 +80,21 @@ class Flight:
 
 
 class Flights:
-    """All requests of the hot path. held: bytes of their bodies."""
+    """All requests of the hot path. held: bytes of their bodies. peak: the most since `weigh`."""
 
     def __init__(self, settings: Settings) -> None:
-        self.held = 0
+        self.held = self.peak = 0
         self.most_each = settings.max_predict_bytes
         self.most = max(settings.max_bodies_bytes, self.most_each)
         self.most_with_small = self.most + self.most // 4
         self._idle_s, self._total_s = settings.body_idle_s, settings.body_total_s
         self._young: set[Flight] = set()  # those to look at: still receiving, or not watched yet
         self._looks = False
+
+    def weigh(self) -> tuple[int, int]:
+        """(held, peak); the peak begins anew."""
+        found, self.peak = (self.held, self.peak), self.held
+        return found
 
     def enter(self, receive: Receive, came: float) -> Flight:
         task = asyncio.current_task()

@@ -25,10 +25,10 @@ async def live() -> Response:
 async def ready(request: Request) -> Response:
     """200 only when every deployment wanted is served by this replica, as wanted, and Redis answers.
 
-    So 503 during a swap too, though the version before answers all the while: 200 must mean that a request gets the
-    version wanted, and what was wanted a moment ago is looked up in Redis now. A deployment that sleeps counts as
-    served, because a request has it loaded. To route traffic ask `/healthz/serving`: this one says no on all replicas
-    at once when a version is being loaded.
+    So 503 during a swap too, though the version before answers all the while, and while a new deployment is loaded for
+    the first time: 200 must mean that a request gets the version wanted, and what was wanted a moment ago is looked up
+    in Redis now. A deployment that sleeps counts as served, because a request has it loaded. To route traffic ask
+    `/healthz/serving`: this one says no on all replicas at once when a version is being loaded.
     """
     the_fleet = fleet(request)
     errors = []
@@ -44,14 +44,17 @@ async def ready(request: Request) -> Response:
 
 
 @router.head("/healthz/serving", include_in_schema=False)
-@router.get("/healthz/serving", responses={503: {"description": "a deployment has no version that answers"}})
+@router.get("/healthz/serving", responses={503: {"description": "a deployment that has answered does not any more"}})
 async def serving(request: Request) -> Response:
-    """200 when a request to any deployment gets an answer of some version: for load balancers.
+    """200 when every deployment that has ever answered gets an answer of some version here: for load balancers.
 
-    A swap that goes on, one that has failed and a Redis that is gone change nothing: predictions go on.
+    A swap that goes on, one that has failed and a Redis that is gone change nothing: predictions go on. Nor does a
+    deployment that is made anew and has never been ready, or else one PUT would take all replicas out of service at
+    once; requests to it are answered 503 until it is. A replica that starts is not serving until every deployment that
+    it finds has been loaded, but for those that load nowhere and never have.
     """
     the_fleet = fleet(request)
-    missing = the_fleet.unserved()
+    missing = the_fleet.owed()
     if missing or not the_fleet.known:
         told = f"nothing answers for {', '.join(missing)}" if missing else "the deployments are not known yet"
         raise Unavailable(told, code="not_serving", headers={"Retry-After": "1"})

@@ -49,10 +49,11 @@ class Ask:
     """One prediction asked for: its whole body, still as it came, and what is needed to answer it.
 
     headers: by lower-case name. came: time.monotonic at the first byte. ref, stages: filled in by who answers, for the
-    access log and for traces; `stages` is wanted only where it is not None.
+    access log and for traces; `stages` is wanted only where it is not None. flight: where its bytes are counted.
     """
 
-    __slots__ = ("body", "came", "fleet", "headers", "name", "query", "ref", "settings", "stages", "version")
+    __slots__ = ("body", "came", "fleet", "flight", "headers", "name", "query", "ref", "settings", "stages", "version")
+    flight: Flight
 
     def __init__(
         self,
@@ -150,6 +151,10 @@ class Hot:
                 return Route(*self._infer, label, path, parts[0], parts[2])
         return None
 
+    def weigh(self) -> tuple[int, int]:
+        """See Flights.weigh."""
+        return self._flights.weigh()
+
     async def __call__(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
         came = time.monotonic()
         headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -162,7 +167,7 @@ class Hot:
         told: Told | None = None
         IN_FLIGHT.count += 1
         try:
-            flight = self._flights.enter(receive, came)
+            ask.flight = flight = self._flights.enter(receive, came)
             told = await self._told(route, ask, flight)
             if told is not None:
                 await _send(told, id, ask, flight, scope, send)
@@ -249,7 +254,7 @@ async def _part(flight: Flight) -> tuple[bytes, bool]:
 async def _send(told: Told, id: str, ask: Ask, flight: Flight, scope: Scope, send: Send) -> None:
     status, headers, body = told
     headers = [*headers, (b"content-length", b"%d" % len(body)), (b"x-request-id", id.encode())]
-    if status == 200 and "extensions" in scope and (whole := scope["extensions"].get(WHOLE)) is not None:
+    if not flight.receiving and "extensions" in scope and (whole := scope["extensions"].get(WHOLE)) is not None:
         await whole(status, headers, body)
         return
     if flight.receiving and (b"content-length" in ask.headers or b"transfer-encoding" in ask.headers):

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.body import Json, checked, parse_json
+from app.api.deployable import refuse_if_deployed
 from app.api.examples import headers, problems, upload_body
 from app.api.files import file_response
 from app.api.manifest import ModelManifest, check_architecture
@@ -22,7 +23,7 @@ from app.api.uploads import MultipartBody, Part, safe_filename
 from app.deps import TheArtifacts, TheCatalog, TheQueue, TheSettings
 from app.domain.records import Job, now
 from app.domain.specs import ImportSpec
-from app.errors import Conflict, NotFound, Problem, Unprocessable
+from app.errors import NotFound, Problem, Unprocessable
 from app.intake import checkpoint, tars
 from app.observe import UPLOADED
 from app.settings import Settings
@@ -245,13 +246,7 @@ def get_version(name: str, version: int, catalog: TheCatalog) -> Response:
 )
 def delete_version(name: str, version: int, catalog: TheCatalog, artifacts: TheArtifacts) -> Response:
     ref = catalog.version(name, version).ref
-    for deployment in catalog.deployments():
-        if ref in deployment.refs:
-            raise Conflict(
-                f"{ref} is deployed as {deployment.name!r}",
-                code="deployed",
-                hint=f"deploy another version, or DELETE /v1/deployments/{deployment.name} first",
-            )
+    refuse_if_deployed(catalog, ref)
     remove_version(artifacts, catalog, name, version)
     return Response(status_code=204)
 

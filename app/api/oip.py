@@ -35,9 +35,20 @@ async def infer(ask: Ask) -> Told:
 async def _infer(ask: Ask) -> Told:
     body = ask.body
     if b"content-encoding" in ask.headers and (coding := compression.coding(_header(ask, b"content-encoding"))):
-        body = await aside(ask, compression.unpacked, body, coding, ask.settings.max_predict_bytes)
+        body = await _unpacked(ask, body, coding)
     deadline = deadline_of(ask)
     return await answered(ask, deadline, lambda lane: _answer(ask, body, lane, deadline))
+
+
+async def _unpacked(ask: Ask, body: bytes, coding: str) -> bytes:
+    """What a body unpacks to, counted with all that are being answered while it grows, and until it is answered."""
+    unpacking = compression.Unpacking(body, coding, ask.settings.max_predict_bytes)
+    parts, more = [], True
+    while more:
+        part, more = await aside(ask, unpacking.step)
+        ask.flight.hold(len(part))
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else await aside(ask, b"".join, parts)
 
 
 async def _answer(ask: Ask, body: bytes, lane: ServedLane, deadline: float | None) -> Told:

@@ -139,9 +139,26 @@ def told(**statuses: str) -> dict[int | str, dict[str, Any]]:
     return {int(status[1:]): {"description": why, "content": media} for status, why in statuses.items()}
 
 
+ANY_ERROR: dict[int | str, dict[str, Any]] = {
+    "default": {"description": "an error", "content": {"application/json": {"schema": ERROR_SCHEMA}}}
+}
+
+
 def shown(example: Any) -> dict[str, Any]:
-    """`openapi_extra` of a route: what its answer looks like."""
-    return {"responses": {"200": {"description": "", "content": {"application/json": {"example": example}}}}}
+    """`openapi_extra` of a route: what its answer looks like, and of what kind every field of it is."""
+    media = {"application/json": {"schema": _like(example), "example": example}}
+    return {"responses": {"200": {"description": "", "content": media}}}
+
+
+def _like(example: Any) -> dict[str, Any]:
+    """The schema of answers that have the fields of an example."""
+    if isinstance(example, dict):
+        fields = {name: _like(value) for name, value in example.items()}
+        return {"type": "object", "required": list(fields), "properties": fields}
+    if isinstance(example, list):
+        return {"type": "array", "items": _like(example[0]) if example else {}}
+    kinds = {bool: "boolean", int: "integer", float: "number", str: "string"}
+    return {"type": kinds[type(example)]}
 
 
 INFER: dict[str, Any] = {
@@ -172,3 +189,30 @@ METADATA = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 1, 28, 28]}],
     "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}],
 }
+_TIMES = {"count": 12, "ns": 3_400_000}
+_STAGES = dict.fromkeys(("compute_input", "compute_infer", "compute_output"), _TIMES)
+STATISTICS = {
+    "model_stats": [
+        {
+            "name": "digits",
+            "version": "5",
+            "last_inference": 1_767_603_600_000,
+            "inference_count": 12,
+            "execution_count": 3,
+            "inference_stats": {"success": _TIMES, "fail": {"count": 0, "ns": 0}, "queue": _TIMES} | _STAGES,
+            "batch_stats": [{"batch_size": 4} | _STAGES],
+        }
+    ]
+}
+CONFIG = {
+    "name": "digits",
+    "platform": "openvino",
+    "backend": "openvino",
+    "max_batch_size": 64,
+    "input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [1, 28, 28]}],
+    "output": [{"name": "logits", "data_type": "TYPE_FP32", "dims": [10]}],
+    "instance_group": [{"name": "digits", "kind": "KIND_CPU", "count": 1}],
+    "model_transaction_policy": {"decoupled": False},
+    "response_cache": {"enable": False},
+}
+INDEX = [{"name": "digits", "version": "5", "state": "READY", "reason": ""}]

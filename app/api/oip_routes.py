@@ -9,14 +9,14 @@ from fastapi.responses import Response
 
 from app.api import health
 from app.api.body import Json, parse_json
-from app.api.oip_examples import INFER, METADATA, shown, told
+from app.api.oip_examples import ANY_ERROR, CONFIG, INDEX, INFER, METADATA, STATISTICS, shown, told
 from app.deps import fleet
 from app.errors import BadRequest, NotFound, Unavailable
 from app.serving import oip_metadata
 from app.serving.oip import EXTENSIONS, not_served
 from app.serving.served import Served, ServedLane
 
-router = APIRouter(tags=["open inference protocol"])
+router = APIRouter(tags=["open inference protocol"], responses=ANY_ERROR)
 Named = Annotated[str, Path(max_length=200, description="the deployment's name")]
 Numbered = Annotated[str, Path(max_length=20, description="a version that the deployment serves")]
 _ABSENT = told(_404="no such deployment, or it does not serve this version", _503="not loaded")
@@ -45,7 +45,8 @@ async def server_live() -> Response:
 
 @router.get("/v2/health/ready", openapi_extra=shown({"ready": True}), responses=told(_503="something is missing"))
 async def server_ready(request: Request) -> Response:
-    """200 only when every deployment wanted is served, as wanted, and Redis answers. See /healthz/ready."""
+    """200 only when every deployment wanted is served, as wanted, and Redis answers: as /healthz/ready, and as Triton's
+    with strict readiness. A load balancer asks /healthz/serving."""
     try:
         await health.ready(request)
     except Unavailable as problem:
@@ -54,7 +55,7 @@ async def server_ready(request: Request) -> Response:
 
 
 # Before /v2/models/{name}.
-@router.get("/v2/models/stats")
+@router.get("/v2/models/stats", openapi_extra=shown(STATISTICS))
 async def all_statistics(request: Request) -> Response:
     """Triton's statistics of every version served; since this process started."""
     the_fleet = fleet(request)
@@ -73,7 +74,11 @@ async def metadata(name: Named, request: Request) -> Response:
     return await _metadata(request, name, None)
 
 
-@router.get("/v2/models/{name}/versions/{version}/ready", responses=_ABSENT)
+@router.get(
+    "/v2/models/{name}/versions/{version}/ready",
+    openapi_extra=shown({"name": "digits", "ready": True}),
+    responses=_ABSENT,
+)
 async def version_ready(name: Named, version: Numbered, request: Request) -> Response:
     """200 when a request for this version would be answered."""
     return _ready(fleet(request), name, version)
@@ -85,19 +90,19 @@ async def ready(name: Named, request: Request) -> Response:
     return _ready(fleet(request), name, None)
 
 
-@router.get("/v2/models/{name}/versions/{version}/config", responses=_ABSENT)
+@router.get("/v2/models/{name}/versions/{version}/config", openapi_extra=shown(CONFIG), responses=_ABSENT)
 async def version_config(name: Named, version: Numbered, request: Request) -> Response:
     """A version's configuration, as Triton writes it."""
     return Json(oip_metadata.config(name, await _find(request, name, version)))
 
 
-@router.get("/v2/models/{name}/config", responses=_ABSENT)
+@router.get("/v2/models/{name}/config", openapi_extra=shown(CONFIG), responses=_ABSENT)
 async def config(name: Named, request: Request) -> Response:
     """What a deployment serves, as Triton's model configuration."""
     return Json(oip_metadata.config(name, await _find(request, name, None)))
 
 
-@router.get("/v2/models/{name}/versions/{version}/stats", responses=_ABSENT)
+@router.get("/v2/models/{name}/versions/{version}/stats", openapi_extra=shown(STATISTICS), responses=_ABSENT)
 async def version_statistics(name: Named, version: Numbered, request: Request) -> Response:
     """Triton's statistics of one version."""
     the_fleet = fleet(request)
@@ -105,7 +110,7 @@ async def version_statistics(name: Named, version: Numbered, request: Request) -
     return Json({"model_stats": await _statistics(the_fleet, name, version)})
 
 
-@router.get("/v2/models/{name}/stats", responses=_ABSENT)
+@router.get("/v2/models/{name}/stats", openapi_extra=shown(STATISTICS), responses=_ABSENT)
 async def statistics(name: Named, request: Request) -> Response:
     """Triton's statistics of every version that a deployment serves."""
     the_fleet = fleet(request)
@@ -126,7 +131,7 @@ async def infer_version(name: Named, version: Numbered) -> Response:
     return await infer(name)
 
 
-@router.post("/v2/repository/index", openapi_extra=shown([{"name": "digits", "version": "5", "state": "READY"}]))
+@router.post("/v2/repository/index", openapi_extra=shown(INDEX))
 async def index(request: Request) -> Response:
     """Every deployment with its versions and how they stand. `{"ready": true}`: only those that answer."""
     body = await request.body()

@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from app.api.hot import Ask, Told
 from app.api.taking import HUGE_JSON, MANY_JSON, answered, aside, deadline_of, lane_of, one_by_one
 from app.errors import BadRequest, BadTensor, NotFound, Problem, UnsupportedMedia
-from app.serving import json_tensors, wire
+from app.serving import arrays, json_tensors, wire
 from app.serving.served import ServedLane
 from app.serving.terms import terms_of
 
@@ -175,6 +175,11 @@ async def _decoded(ask: Ask, lane: ServedLane, kind: wire.Kind, deadline: float 
         json_tensors.refuse_many(body, version.signature, lane.max_batch)
         if len(body) > HUGE_JSON:
             return await one_by_one(decode)
+    if kind == "npz":
+        # Counted with all bodies that are being answered, before there is any of it.
+        ask.flight.hold(
+            await aside(ask, arrays.unpacked_bytes, body, version.signature, ask.settings.max_predict_bytes)
+        )
     is_large = len(body) > (MANY_JSON if kind == "json" else _MANY_BYTES) or kind == "npz"
     return await aside(ask, decode) if is_large else decode()
 
@@ -200,9 +205,7 @@ async def _files(headers: dict[bytes, bytes], body: bytes, max_batch: int) -> li
         raise BadRequest(f"the body is no valid multipart: {error}", code="bad_multipart") from None
     try:
         if fields := [name for name, value in form.multi_items() if not isinstance(value, UploadFile)]:
-            raise BadTensor(
-                f"the parts {fields[:8]} are no files", hint="send images as files: -F file=@a.jpg -F file=@b.jpg"
-            )
+            raise BadTensor(f"the parts {fields[:8]} are no files", hint=wire.AS_FILES, loc=(fields[0],))
         return [await value.read() for _, value in form.multi_items() if isinstance(value, UploadFile)]
     finally:
         await form.close()

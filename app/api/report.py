@@ -15,6 +15,7 @@ from app.api.examples import problems
 from app.api.told import job_json
 from app.deps import TheCatalog
 from app.domain.records import Job
+from app.serving.accept import weighted
 
 router = APIRouter(tags=["jobs"])
 _SECURITY = {
@@ -70,12 +71,7 @@ def report(id: str, request: Request, catalog: TheCatalog) -> Response:
 def prefers_html(accept: str) -> bool:
     """Whether text/html is wanted more than JSON."""
     weights = {"text/html": 0.0, "application/json": 0.0}
-    for part in accept.split(","):
-        kind, *options = (p.strip().lower() for p in part.split(";"))
-        try:
-            weight = next((float(o[2:]) for o in options if o.startswith("q=")), 1.0)
-        except ValueError:
-            weight = 1.0
+    for kind, weight in weighted(accept):
         if kind in weights:
             weights[kind] = max(weights[kind], weight)
     return weights["text/html"] > weights["application/json"]

@@ -22,13 +22,15 @@ class WantedCanary(BaseModel):
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="bound: the share (0 to 1) of its newest requests that may fail by the service's fault (5xx)",
+        description="bound: the share (0 to 1) of its newest requests that may fail by the service's fault: 5xx, and "
+        "refusals of what the main version then answers; not a client's own deadline (504)",
     )
     max_p99_ms: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="bound: the p99 of its newest requests, in the queue and the engine",
+        description="bound: the p99 of its newest requests, in the queue and the engine; a deadline that passed "
+        "later than this counts as slow",
     )
     min_requests: int | None = Field(
         None,

@@ -257,8 +257,19 @@ class Returned(Record):
     at: str
 
 
+class LastReady(Record):
+    """The version that was ready last under a name, as the main one, of whichever generation; before: another one that
+    was before it. made: the deployment's created_at, which tells it from another of the same name."""
+
+    made: str
+    generation: int
+    model: str
+    before: str | None = None
+
+
 class Deployment(Record):
-    """What is wanted under a name. generation grows with every change."""
+    """What is wanted under a name. generation grows with every change. previous: what a rollback goes to, as far as it
+    was known when this was written; see `previous_of`."""
 
     name: Name
     model: str
@@ -281,3 +292,13 @@ class Deployment(Record):
     def refs(self) -> tuple[str, ...]:
         """Every version that it needs: the main one first."""
         return (self.model, *(part.model for part in (self.canary, self.shadow) if part is not None))
+
+    def main_only(self, model: str | None = None) -> Self:
+        """The same without canary and shadow, and of another version where one is given."""
+        return self.but(model=model or self.model, canary=None, shadow=None)
+
+    def previous_of(self, model: str, last: LastReady | None) -> str | None:
+        """The version other than `model` that was ready last under this name: what has only ever failed is none."""
+        if last is None or last.made != self.created_at:
+            return self.previous if self.previous != model else None
+        return last.model if last.model != model else last.before

@@ -13,19 +13,20 @@ from app.domain.records import Signature, Tensor
 from app.errors import BadTensor
 
 _SMALL = 8192  # values; a larger product is spread over threads that the engine wants
-# numpy has no bfloat16 of its own; such a tensor cannot be given here.
+# What an array that is held here has: float32 for bfloat16, which numpy lacks (see bfloat16.py).
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(name)
     for name in (
         "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64",
         "float16", "float32", "float64",
     )
-} | {"string": np.dtype(object)}  # fmt: skip
+} | {"bfloat16": np.dtype(np.float32), "string": np.dtype(object)}  # fmt: skip
 
 
 def expected(tensor: Tensor) -> str:
     """`float32 [-1, 1, 28, 28]`: what `mismatch` holds an array against; -1 is any size."""
-    return f"{tensor.dtype} {list(tensor.shape)}"
+    dtype = "bfloat16 (as float32)" if tensor.dtype == "bfloat16" else tensor.dtype
+    return f"{dtype} {list(tensor.shape)}"
 
 
 def mismatch(tensor: Tensor, array: npt.NDArray[Any]) -> str | None:
@@ -57,11 +58,11 @@ def check(signature: Signature, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
         raise wrong_names(signature, set(arrays))
     found: dict[int, str] = {}
     for tensor in signature.inputs:
-        array = arrays[tensor.name]
+        array = arrays[name := tensor.name]
         if wrong := mismatch(tensor, array):
-            raise BadTensor(wrong, hint=_hint(signature))
+            raise BadTensor(wrong, hint=_hint(signature), loc=("inputs", name))
         if tensor.batch_axis is not None and tensor.batch_axis < array.ndim:
-            found.setdefault(array.shape[tensor.batch_axis], tensor.name)
+            found.setdefault(array.shape[tensor.batch_axis], name)
     if len(found) > 1 and signature.batched:
         told = ", ".join(f"{name!r} has {rows}" for rows, name in found.items())
         raise BadTensor(f"every input must have the same number of rows: {told}", hint=_hint(signature))

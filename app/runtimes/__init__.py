@@ -70,9 +70,12 @@ class Slot(Protocol):
 class Engine(Protocol):
     """A compiled network, loaded. `infer` may be called from several threads, `instances` at a time.
 
-    Two things an engine may have beside this: `slot()`, a fresh Slot over memory of its own (without it rows are
-    gathered into plain memory that is handed to `infer`); and `met`, a set of batch sizes whose first run is over,
-    where the first run of a size costs far more than the next (without it every size is as good as another).
+    Four things an engine may have beside this: `slot()`, a fresh Slot over memory of its own (without it rows are
+    gathered into plain memory that is handed to `infer`); `met`, a set of batch sizes whose first run is over,
+    where the first run of a size costs far more than the next (without it every size is as good as another);
+    `steady`, whether the work of a run depends on the size of the batch alone, so that no values make it take long; and
+    `interrupt(thread)`, called from another thread, which soon has the run that a thread is in raise (without it a run
+    that hangs keeps its thread for as long as it likes).
     """
 
     signature: Signature

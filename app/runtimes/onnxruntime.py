@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from app.domain.records import Signature
 from app.domain.tensors import check
 from app.errors import Internal, Unavailable, Unprocessable
-from app.runtimes import Arrays, Availability, BuildOptions, Engine, LoadOptions, _cpu, _libraries
+from app.runtimes import Arrays, Availability, BuildOptions, Engine, LoadOptions, _cpu, _libraries, _ort_values
 from app.runtimes._refusals import first_words, refused_graph, refused_run
 
 SUFFIX = ".onnx"
@@ -65,36 +66,48 @@ def load(folder: Path, signature: Signature, options: LoadOptions) -> Engine:
         session = _open(ort, folder / _MODEL, options)
     except Unprocessable as error:
         raise Internal(f"the engine does not load: {error.detail}", code="engine_broken") from error
-    return _Engine(session, signature)
+    return _Engine(ort, session, signature)
 
 
 class _Engine:
     """One session; ONNX Runtime lets several threads run it at once and gives each its own outputs."""
 
-    def __init__(self, session: Any, signature: Signature) -> None:
+    def __init__(self, ort: Any, session: Any, signature: Signature) -> None:
         self.signature = signature
-        self._session: Any = session
+        self._ort = ort
+        self._run: _ort_values.Run | None = _ort_values.runner(ort, session)
+        self._runs: dict[int, Any] = {}  # thread → the options of its runs, through which one of them is ended
         self._inputs = _pairs([t.name for t in signature.inputs], [i.name for i in session.get_inputs()], "input")
         pairs = _pairs([t.name for t in signature.outputs], [o.name for o in session.get_outputs()], "output")
         self._outputs = [theirs for _, theirs in pairs]
         self._names = [ours for ours, _ in pairs]
 
     def infer(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        session = self._session
-        if session is None:
+        run = self._run
+        if run is None:
             raise Unavailable("the engine is closed")
         check(self.signature, inputs)
+        thread = threading.get_ident()
+        options = self._runs.get(thread)
+        if options is None:
+            self._runs[thread] = options = self._ort.RunOptions()
+            options.log_severity_level = _SILENT
         try:
             # It reads arrays where they lie, and its kernels count on their alignment: a tensor that is a view of a
             # request's body may begin anywhere.
             given = {theirs: np.require(inputs[ours], requirements="A") for ours, theirs in self._inputs}
-            found = session.run(self._outputs, given)
+            found = run(self._outputs, given, options)
         except Exception as error:
             raise refused_run("ONNX Runtime", error, self.signature, inputs) from error
         return dict(zip(self._names, map(np.asarray, found), strict=True))
 
+    def interrupt(self, thread: int) -> None:
+        options = self._runs.pop(thread, None)
+        if options is not None:
+            options.terminate = True  # looked at between two nodes, and at every turn of a loop
+
     def close(self) -> None:
-        self._session = None
+        self._run = None
 
 
 def _library() -> Any:

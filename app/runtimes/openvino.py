@@ -78,10 +78,26 @@ def load(folder: Path, signature: Signature, options: LoadOptions) -> Engine:
     except Problem as error:
         raise Internal(f"the engine does not load: {error.detail}", code="engine_broken") from error
     is_open = any(-1 in t.shape[1:] or (-1 in t.shape and not signature.batched) for t in signature.inputs)
-    shapes = _Shapes(ov, ov.Core().read_model(str(folder / _MODEL))) if is_open else None
+    model = ov.Core().read_model(str(folder / _MODEL))
+    shapes = _Shapes(ov, model) if is_open else None
     if shapes is not None and shapes.branches:
         shapes = None  # a branch that is not taken need not fit, and shape inference looks into both
-    return _Engine(ov, compiled, signature, options, shapes)
+    engine = _Engine(ov, compiled, signature, options, shapes)
+    engine.steady = engine.fixed and _is_steady(ov, model)
+    return engine
+
+
+def _is_steady(ov: Any, model: Any) -> bool:
+    """Whether a run does the same work whatever the values: nothing is repeated or chosen, and with the batch given
+    every shape is known. Changes the model."""
+    if any(op.get_type_name() in ("If", "Loop", "TensorIterator") for op in model.get_ops()):
+        return False
+    one_row = {i: ov.PartialShape([1, *list(port.partial_shape)[1:]]) for i, port in enumerate(model.inputs)}
+    try:
+        model.reshape(one_row)
+    except RuntimeError:
+        return False
+    return all(port.partial_shape.is_static for op in model.get_ops() for port in op.outputs())
 
 
 class _Shapes:
@@ -178,6 +194,7 @@ class _Engine:
         self.fixed = signature.batched and all(-1 not in t.shape[1:] for t in signature.inputs)
         self.met: set[int] = set()
         self.closed = False
+        self.steady = False
         self.shapes = shapes
         self.tensor = ov.Tensor
         self.inputs = _positions([t.name for t in signature.inputs], compiled.inputs, "input")
@@ -248,9 +265,22 @@ def _compile(ov: Any, folder: Path, options: LoadOptions) -> Any:
         config["INFERENCE_NUM_THREADS"] = options.threads
     core = ov.Core()
     try:
-        return core.compile_model(core.read_model(str(folder / _MODEL)), "CPU", config)
+        return core.compile_model(_widened(ov, core.read_model(str(folder / _MODEL))), "CPU", config)
     except Exception as error:
         raise refused_graph("OpenVINO", error) from error
+
+
+def _widened(ov: Any, model: Any) -> Any:
+    """The model with inputs and outputs of bfloat16 as float32: OpenVINO shows their bits as if they were float16."""
+    narrow = ov.Type.bf16
+    if not any(port.get_element_type() == narrow for port in (*model.inputs, *model.outputs)):
+        return model
+    edges = ov.preprocess.PrePostProcessor(model)
+    for ports, edge in ((model.inputs, edges.input), (model.outputs, edges.output)):
+        for position, port in enumerate(ports):
+            if port.get_element_type() == narrow:
+                edge(position).tensor().set_element_type(ov.Type.f32)
+    return edges.build()
 
 
 def _refuse_other_precision(compiled: Any, precision: str) -> None:
@@ -267,7 +297,7 @@ def _refuse_other_precision(compiled: Any, precision: str) -> None:
 def _torchscript(ov: Any, source: Path, options: BuildOptions) -> Any:
     """TorchScript carries neither dtypes nor shapes: float32 is assumed, and the shapes asked for."""
     script = importlib.import_module("torch").jit.load(str(source), map_location="cpu")
-    model = ov.convert_model(script.eval())
+    model = _libraries.openvino_converter()(script.eval())
     shapes = list(options.shapes.values())
     for position, port in enumerate(model.inputs):
         parameter = port.get_node()

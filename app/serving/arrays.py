@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
@@ -10,7 +11,7 @@ import threading
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.lib.format as npy_format
 import numpy.typing as npt
 
+from app.domain.records import Signature
 from app.errors import BadRequest, BadTensor, NotAcceptable, TooLarge
 
 _MAGIC = b"\x93NUMPY"
@@ -110,10 +112,23 @@ def from_npz(body: bytes, names: set[str], limit: int) -> dict[str, npt.NDArray[
 
     limit: what all members together may unpack to, in bytes; looked at before anything is unpacked.
     """
+    with _opened(body) as archive:
+        members = _members(archive, names, limit)
+        return {name: from_npy(archive.read(info), f"{name}.npy") for name, info in members.items()}
+
+
+def unpacked_bytes(body: bytes, signature: Signature, limit: int) -> int:
+    """What an .npz file for the inputs of a signature unpacks to: more than that is never taken out of it. Raises what
+    `from_npz` does."""
+    with _opened(body) as archive:
+        return sum(info.file_size for info in _members(archive, {t.name for t in signature.inputs}, limit).values())
+
+
+@contextlib.contextmanager
+def _opened(body: bytes) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
-            members = _members(archive, names, limit)
-            return {name: from_npy(archive.read(info), f"{name}.npy") for name, info in members.items()}
+            yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise BadRequest(
             f"the body is no .npz file: {error}"[:300], code="bad_npz", hint="numpy.savez makes one"

@@ -41,6 +41,7 @@ class Changes:
         except asyncio.CancelledError:
             raise
         except Exception as error:
+            await self._fall_back(place, to)
             _fail(place, to, error)
         else:
             place.status, place.error, place.failures = "ready", None, 0
@@ -54,9 +55,27 @@ class Changes:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            place.asleep = False
-            _fail(place, place.served, error, again=True)
+            place.asleep, failed = False, place.served
+            await self._fall_back(place, failed)
+            _fail(place, failed, error, again=True)
         self._moved()
+
+    async def _fall_back(self, place: Place, failed: Deployment) -> None:
+        """Where nothing serves, because this replica has just begun or something slept: the main version goes on
+        without a canary or shadow that fails, and the one that was ready last where the wanted one never was."""
+        others = [failed.main_only()] if len(failed.refs) > 1 else []
+        if last := place.fallback(failed):
+            others.append(failed.main_only(last))
+        for other in others:
+            if place.main is not None or place.asleep or place.wanted is None:
+                return
+            try:
+                await self._loading.bring(place, other)
+            except Exception as error:
+                log.warning("deployment %s: nor does %s load: %s", place.name, other.model, error)
+            else:
+                place.can_sleep_at_once = False
+                log.warning("deployment %s goes on with %s", place.name, other.model)
 
 
 def _fail(place: Place, to: Deployment, error: Exception, *, again: bool = False) -> None:

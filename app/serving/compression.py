@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 from app.errors import BadRequest, NotSupported, TooLarge
+from app.serving.accept import weighted
 
 ENCODINGS = ("gzip", "deflate")
 # Shorter answers are sent as they are: compressing them costs more than sending them.
@@ -12,6 +14,7 @@ WORTH_BYTES = 8 * 1024
 _WINDOWS = {"gzip": 31, "deflate": 15}
 _FASTEST = 1
 _MOST_MEMBERS = 16
+_PART_BYTES = 1024 * 1024
 
 
 def coding(given: str) -> str | None:
@@ -26,32 +29,53 @@ def coding(given: str) -> str | None:
     return name
 
 
-def unpacked(body: bytes, coding: str, limit: int) -> bytes:
-    """What a body unpacks to. limit: how many bytes that may be. Raises BadRequest, TooLarge."""
-    rest, found, left = body, b"", limit
-    try:
-        for _ in range(_MOST_MEMBERS):
-            window = _WINDOWS[coding]
-            # RFC 9110 means zlib's format by "deflate", and some clients send the bare one.
-            if coding == "deflate" and not _begins_as_zlib(rest):
-                window = -15
-            stream = zlib.decompressobj(window)
-            part = stream.decompress(rest, left + 1)
-            if len(part) > left:
-                raise TooLarge(
-                    f"the body unpacks to more than {limit} bytes, the most that is taken",
-                    hint="send less at a time, or have ENGINESMITH_MAX_PREDICT_BYTES raised",
-                )
-            if not stream.eof:
-                raise BadRequest(f"the body ends in the middle of its {coding}", code="bad_encoding")
-            found, left, rest = found + part if found else part, left - len(part), stream.unused_data
-            if not rest:
-                return found
-            if coding != "gzip":  # which alone may consist of several
-                break
-        raise BadRequest(f"{len(rest)} bytes follow the end of the {coding}", code="bad_encoding")
-    except zlib.error as error:
-        raise BadRequest(f"the body is no {coding}: {error}", code="bad_encoding") from None
+class Unpacking:
+    """What a body unpacks to, part by part: so that whoever takes the parts can count them, and stop.
+
+    limit: how many bytes that may be. Each part is at most a megabyte, or as long as the body where that is more: what
+    is left of the body is copied with every part.
+    """
+
+    def __init__(self, body: bytes, coding: str, limit: int) -> None:
+        self._coding, self._limit, self._left = coding, limit, limit
+        self._rest = body
+        self._most = max(_PART_BYTES, len(body))
+        self._members = 0
+        self._stream = self._begin()
+
+    def _begin(self) -> Any:
+        self._members += 1
+        window = _WINDOWS[self._coding]
+        # RFC 9110 means zlib's format by "deflate", and some clients send the bare one.
+        if self._coding == "deflate" and not _begins_as_zlib(self._rest):
+            window = -15
+        return zlib.decompressobj(window)
+
+    def step(self) -> tuple[bytes, bool]:
+        """The next part, and whether more comes. Raises BadRequest, TooLarge."""
+        most = min(self._most, self._left + 1)
+        try:
+            part: bytes = self._stream.decompress(self._rest, most)
+        except zlib.error as error:
+            raise BadRequest(f"the body is no {self._coding}: {error}", code="bad_encoding") from None
+        if len(part) > self._left:
+            raise TooLarge(
+                f"the body unpacks to more than {self._limit} bytes, the most that is taken",
+                hint="send less at a time, or have ENGINESMITH_MAX_PREDICT_BYTES raised",
+            )
+        self._left -= len(part)
+        if not self._stream.eof:
+            self._rest = self._stream.unconsumed_tail
+            if not self._rest and len(part) < most:
+                raise BadRequest(f"the body ends in the middle of its {self._coding}", code="bad_encoding")
+            return part, True
+        self._rest = self._stream.unused_data
+        if not self._rest:
+            return part, False
+        if self._coding != "gzip" or self._members == _MOST_MEMBERS:  # which alone may consist of several
+            raise BadRequest(f"{len(self._rest)} bytes follow the end of the {self._coding}", code="bad_encoding")
+        self._stream = self._begin()
+        return part, True
 
 
 def _begins_as_zlib(body: bytes) -> bool:
@@ -61,16 +85,9 @@ def _begins_as_zlib(body: bytes) -> bool:
 def accepted(accept_encoding: str) -> str | None:
     """The coding that an Accept-Encoding asks for first; None for an answer as it is."""
     best, most = None, 0.0
-    for part in accept_encoding.lower().split(","):
-        name, _, parameter = part.strip().partition(";")
-        quality = 1.0
-        if parameter.strip().startswith("q="):
-            try:
-                quality = float(parameter.strip()[2:])
-            except ValueError:
-                continue
-        if name.strip() in ENCODINGS and quality > most:
-            best, most = name.strip(), quality
+    for name, weight in weighted(accept_encoding):
+        if name in ENCODINGS and weight > most:
+            best, most = name, weight
     return best
 
 

@@ -25,8 +25,9 @@ class Crew:
 
     heard: called after every run with its batch, and with what it gave or raised; a run that hangs raises to it.
     changed: called when an instance has become idle otherwise, or none is left (then `broken` says why).
-    run_timeout_s: a run that takes longer hangs. Its thread is abandoned; a fresh engine from `reopen` (called in a
-    thread) takes the place of the whole engine, whose other instances end their runs first.
+    run_timeout_s: a run that takes longer hangs. It is ended where the engine can do that, and its thread abandoned; a
+    fresh engine from `reopen` (called in a thread) takes the place of the whole engine, whose other instances end
+    their runs first.
     """
 
     def __init__(
@@ -67,6 +68,15 @@ class Crew:
             # One look for many runs: it costs a run nothing, and finds one that hangs after once to twice the time.
             self._watch = asyncio.get_running_loop().call_later(self._run_timeout_s, self._look)
 
+    def look(self) -> None:
+        """Hears of the runs that have ended, before the event loop comes to them."""
+        for runner in list(self.flying):
+            runner.look()
+
+    def run_here(self, batch: list[Item]) -> None:
+        """Has an idle instance run a batch on the event loop, which waits for it: for runs sure to be brief."""
+        self._heard(batch, self.idle[-1].run_here(batch))
+
     async def close(self) -> None:
         """Ends the threads and the engine; a run that is on its way ends unheard."""
         if self._watch is not None:
@@ -77,6 +87,8 @@ class Crew:
                 await self._replacing
         for runner in (*self.idle, *self.flying):
             runner.stop()
+        for runner in self.flying:
+            _interrupt(runner)
         self.idle.clear()
         self.flying.clear()
         self._end(self.engine)
@@ -111,6 +123,7 @@ class Crew:
         assert batch is not None
         log.error("%s: a run of %d requests hangs; its engine is replaced", self._name, len(batch))
         runner.stop()
+        _interrupt(runner)
         self.flying.discard(runner)
         self._abandoned.append(runner)
         if runner.engine is self.engine and self._replacing is None:
@@ -122,6 +135,8 @@ class Crew:
         try:
             for failures in range(1_000_000):
                 self._abandoned = [runner for runner in self._abandoned if runner.thread.is_alive()]
+                for runner in self._abandoned:  # again: it may have been about to begin
+                    _interrupt(runner)
                 problem = await self._try()
                 if problem is None:
                     break
@@ -175,6 +190,13 @@ class Crew:
         self._closing.discard(closing)
         if not closing.cancelled() and (error := closing.exception()) is not None:
             log.error("%s: closing an engine failed", self._name, exc_info=error)
+
+
+def _interrupt(runner: Runner) -> None:
+    """Ends the run that it is in, where the engine can do that."""
+    interrupt = getattr(runner.engine, "interrupt", None)
+    if interrupt is not None:
+        interrupt(runner.thread.ident)
 
 
 def _hung(seconds: float) -> DeadlineExceeded:

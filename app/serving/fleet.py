@@ -17,16 +17,18 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from app import observe
-from app.domain.records import Deployment, Version
+from app.domain.absent import no_deployment
+from app.domain.records import Deployment, LastReady, Version
 from app.errors import NotFound, Unavailable
 from app.serving import fleet_metrics, oip_metadata
 from app.serving.changes import Changes
 from app.serving.guard import Verdict, taken_back
 from app.serving.lane import Lane
 from app.serving.loading import Loading
-from app.serving.place import Place, no_deployment
+from app.serving.place import Place
 from app.serving.pulse import Pulse
 from app.serving.reports import Reports
+from app.serving.served import Standing
 from app.serving.waking import wake
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
@@ -145,6 +147,11 @@ class Fleet:
         place = self._places.get(name)
         return [] if place is None else place.numbers()
 
+    def main_beside(self, name: str, lane: object) -> Lane | None:
+        """The main lane beside a canary; None where `lane` is no canary."""
+        place = self._places.get(name)
+        return place.main if place is not None and lane is place.canary and lane is not place.main else None
+
     def mirror(self, name: str, lane: object, inputs: Named, outputs: Named) -> None:
         """Tells the shadow, if there is one, of a request that `lane` has just answered. Costs nothing where there is
         none, never waits, never raises. Only answers of the main version are compared: a canary is no yardstick."""
@@ -181,6 +188,15 @@ class Fleet:
         """Deployments for which a request would get no answer now, of any version."""
         return sorted(name for name, place in self._places.items() if place.main is None and not place.asleep)
 
+    def owed(self) -> list[str]:
+        """Those of them that had answered before, or were to when this replica began: see Place.is_owed."""
+        return sorted(name for name, place in self._places.items() if place.is_owed)
+
+    def standing(self, name: str) -> Standing:
+        """See Place.standing. Nothing for an unknown name."""
+        place = self._places.get(name)
+        return [] if place is None else place.standing()
+
     def names(self) -> list[str]:
         """Every deployment wanted."""
         return sorted(self._places)
@@ -200,11 +216,12 @@ class Fleet:
 
     async def statistics(self) -> list[dict[str, Any]]:
         """Of every version served, as Triton writes them."""
-        found = ((name, number) for name in self.names() for number in self.served(name))
-        return [oip_metadata.statistics(self.meters.of(name, number)) for name, number in found]
+        found = ((name, ref) for name, place in sorted(self._places.items()) for ref in place.refs())
+        return [oip_metadata.statistics(self.meters.of(name, ref)) for name, ref in found]
 
     def exposition(self) -> str:
         """Metrics of every deployment served here."""
+        self._loading.forget()
         own = fleet_metrics.lines(self._places, self.missing(), self._loading, self._returns)
         return "\n".join(own) + "\n" + self.meters.exposition()
 
@@ -226,13 +243,14 @@ class Fleet:
             self._nudged.clear()
             self._begun += 1
             try:
-                if self._apply(await self._ask(self._catalog.deployments)) or not self._known:
+                if self._apply(*await self._ask(self._reports.read)) or not self._known:
                     self._known = True
                     self._changed()
                 self._lost = False
                 await self._return_canaries()
-                if due := self._reports.due(self._places):
-                    await self._ask(self._reports.write, due)
+                due, news = self._reports.due(self._places), self._reports.news(self._places)
+                if due or news:
+                    await self._ask(self._reports.write, due, news)
                     self._reports.written(due)
             except asyncio.CancelledError:
                 raise
@@ -248,7 +266,7 @@ class Fleet:
                 async with asyncio.timeout(self._settings.poll_s):
                     await self._nudged.wait()
 
-    def _apply(self, deployments: list[Deployment]) -> bool:
+    def _apply(self, deployments: list[Deployment], last_ready: Mapping[str, LastReady]) -> bool:
         """Whether something else is wanted than before."""
         is_other = False
         wanted = {d.name: d for d in deployments}
@@ -257,13 +275,15 @@ class Fleet:
         for name in [n for n in self._places if n not in wanted]:
             gone = self._places.pop(name)
             gone.wanted, is_other = None, True
+            self._returns.pop(name, None)
             self._loading.drain(gone.give_up())
         for name, deployment in wanted.items():
             if name not in self._places:
                 self._places[name] = Place(deployment)
-                self._places[name].can_sleep_at_once = not self._known
+                self._places[name].can_sleep_at_once = self._places[name].from_start = not self._known
                 is_other = True
             place = self._places[name]
+            place.last = last if (last := last_ready.get(name)) and last.made == deployment.created_at else None
             if place.wanted != deployment:
                 place.wanted, place.failures, place.retry_at = deployment, 0, None
                 is_other = True

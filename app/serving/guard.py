@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from app.domain.records import Canary, Deployment, Returned, now
-from app.errors import TAKEN_DOWN, DeadlineExceeded, Overloaded, Problem
+from app.errors import TAKEN_DOWN, DeadlineExceeded, Problem
 
 MIN_REQUESTS = 20
 _NEWEST = 500  # answers that are looked at; more where min_requests says so
@@ -26,9 +25,10 @@ class Verdict(NamedTuple):
 class Watch:
     """Looks at what one lane answers, and calls `broken` once, with the first bound that it breaks.
 
-    An error is what the service is to blame for: an engine that fails or hangs, any other 5xx. A client's own mistakes
-    (4xx), a full queue (429), a client that went away and an engine that is being taken down are none. A deadline that
-    passed (504) is one unless it was shorter than half of the answers take: such a client is to blame itself.
+    An error is what the service is to blame for: an engine that fails or hangs, any other 5xx, and a refusal (4xx) of
+    what the main version then answered. A client's own mistakes (4xx), a full queue (429), a client that went away and
+    an engine that is being taken down are none. Nor is a deadline that passed (504): how long a client waits is its own
+    affair. It tells that the answer takes longer than that, so where that alone breaks max_p99_ms it is a slow answer.
     A p99 counts as broken by two slow answers at the least: in a small window it would be the one slowest of all.
     """
 
@@ -44,9 +44,15 @@ class Watch:
 
     def ended(self, seconds: float, error: Exception | None = None) -> None:
         """One request has been answered. seconds: in the queue and in the engine."""
-        failed = error is not None and self._is_ours(seconds, error)
-        if error is not None and not failed:
-            return
+        failed = error is not None and _is_ours(error)
+        if error is None or failed or (_is_late(error) and seconds > self._limit_s):
+            self._add(seconds, failed)
+
+    def blame(self) -> None:
+        """It has refused what the main version then answered."""
+        self._add(0.0, True)
+
+    def _add(self, seconds: float, failed: bool) -> None:
         if len(self._newest) == self._newest.maxlen:
             oldest, had_failed = self._newest[0]
             self._errors -= had_failed
@@ -69,14 +75,6 @@ class Watch:
             "p99_ms": round(times[math.ceil(0.99 * count) - 1] * 1e3, 3) if count else None,
         }
 
-    def _is_ours(self, seconds: float, error: Exception) -> bool:
-        if isinstance(error, DeadlineExceeded):
-            good = [s for s, failed in self._newest if not failed]
-            return not good or seconds >= statistics.median(good)
-        if isinstance(error, Problem):
-            return error.status >= 500 and error.code != TAKEN_DOWN and not isinstance(error, Overloaded)
-        return True
-
     def _judge(self) -> Verdict | None:
         count, bounds = len(self._newest), self.canary
         if count < self._least:
@@ -89,6 +87,17 @@ class Watch:
             told = f"the p99 of the newest {count} requests is {figures['p99_ms']:g} ms"
             return Verdict("p99", f"{told}, and max_p99_ms is {bounds.max_p99_ms:g}", figures)
         return None
+
+
+def _is_late(error: Exception) -> bool:
+    """Whether a client's own deadline passed; that an engine hangs is another matter."""
+    return isinstance(error, DeadlineExceeded) and error.code == DeadlineExceeded.default_code
+
+
+def _is_ours(error: Exception) -> bool:
+    if isinstance(error, Problem):
+        return error.status >= 500 and error.code != TAKEN_DOWN and not _is_late(error)
+    return True
 
 
 def taken_back(was: Deployment, canary: Canary, verdict: Verdict, replica: str) -> Deployment:

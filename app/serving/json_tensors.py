@@ -1,12 +1,12 @@
-"""Plain JSON → tensors: nested lists, checked against the signature, with errors that say where."""
+"""Plain JSON → tensors: nested lists, checked against the signature, with errors that say where.
+
+What is all right seldom comes here: see `json_numbers`.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import struct
-from collections.abc import Mapping
-from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import orjson
 
 from app.domain.records import Signature, Tensor
-from app.domain.tensors import DTYPES, all_finite, expected, misfit, wrong_names
+from app.domain.tensors import DTYPES, expected, misfit, wrong_names
 from app.errors import BadRequest, BadTensor
 
 _DEEPEST = 64
@@ -29,8 +29,10 @@ def parse(body: bytes) -> dict[str, Any]:
         given = _parse_leniently(body, error)
     if not isinstance(given, dict) or "inputs" not in given:
         raise BadTensor('the body must be {"inputs": …}', hint='for one input {"inputs": [[…], …]}, a row each')
-    if unknown := given.keys() - {"inputs", "outputs", "top_k"}:
-        raise BadTensor(f"unknown fields {sorted(unknown)[:8]}", hint="there are inputs, outputs and top_k")
+    if unknown := sorted(given.keys() - {"inputs", "outputs", "top_k"}):
+        raise BadTensor(
+            f"unknown fields {unknown[:8]}", hint="there are inputs, outputs and top_k", loc=(unknown[0][:80],)
+        )
     return given
 
 
@@ -48,40 +50,16 @@ def _parse_leniently(body: bytes, error: orjson.JSONDecodeError) -> Any:
         raise BadRequest(f"the body is no valid JSON: {error}", code="bad_json") from None
 
 
-def tensors(given: Any, signature: Signature, *, plain: bool = False) -> dict[str, npt.NDArray[Any]]:
-    """Every input by name. plain: whether the body is known to hold no true, false or null (see `is_plain`)."""
+def tensors(given: Any, signature: Signature) -> dict[str, npt.NDArray[Any]]:
+    """Every input by name. Raises BadTensor."""
     if not isinstance(given, dict):
         if len(signature.inputs) > 1:
             raise wrong_names(signature, set())
-        return {signature.inputs[0].name: _array(signature.inputs[0], given, plain)}
+        return {signature.inputs[0].name: array_of(signature.inputs[0], given)}
     names = {t.name for t in signature.inputs}
     if given.keys() != names:
         raise wrong_names(signature, set(given))
-    return {t.name: _array(t, given[t.name], plain) for t in signature.inputs}
-
-
-def is_plain(body: bytes, given: Mapping[str, Any]) -> bool:
-    """Whether the values of this body hold neither true, nor false, nor null: they have an r or an l each, so there is
-    none where every r and l is in one of the names. Looking for two bytes is cheaper than looking at every value."""
-    if b"\\" in body:
-        return False  # an escaped letter in a name would be counted wrongly
-    inputs, outputs = given["inputs"], given.get("outputs")
-    names = [*given, *(inputs if isinstance(inputs, dict) else ())]
-    if outputs is not None:
-        if not isinstance(outputs, list) or not all(isinstance(name, str) for name in outputs):
-            return False
-        names += outputs
-    said = "".join(names)
-    return _holds(body, b"r", said.count("r")) and _holds(body, b"l", said.count("l"))
-
-
-def _holds(body: bytes, letter: bytes, times: int) -> bool:
-    """Whether a body holds a letter so many times. bytes.count walks through every byte; find does not."""
-    at = body.find(letter)
-    while at >= 0 and times >= 0:
-        times -= 1
-        at = body.find(letter, at + 1)
-    return times == 0 and at < 0
+    return {t.name: array_of(t, given[t.name]) for t in signature.inputs}
 
 
 def refuse_many(body: bytes, signature: Signature, rows: int) -> None:
@@ -101,53 +79,11 @@ def refuse_many(body: bytes, signature: Signature, rows: int) -> None:
         )
 
 
-def _array(tensor: Tensor, value: Any, plain: bool) -> npt.NDArray[Any]:
-    found = quick(tensor, value) if plain else None
-    return _slow(tensor, value) if found is None else found
+def array_of(tensor: Tensor, value: Any) -> npt.NDArray[Any]:
+    """Nested lists → one array. Level by level, because numpy would read strings as numbers and null as NaN.
 
-
-def quick(tensor: Tensor, value: Any) -> npt.NDArray[Any] | None:
-    """The array of lists of numbers that are right; None where something is wrong or unusual, and `_slow` has to look.
-
-    struct takes numbers only, and refuses strings, null, lists and (for integers) fractions and what does not fit;
-    true and false it would take, so there must be none.
+    Raises BadTensor.
     """
-    letter = _LETTERS.get(tensor.dtype)
-    wanted = tensor.shape
-    if letter is None or not wanted or 0 in wanted or type(value) is not list:
-        return None
-    level: list[Any] = value
-    shape = [len(level)]
-    try:
-        for _ in wanted[1:]:
-            sizes = set(map(len, level))
-            if len(sizes) != 1:
-                return None
-            shape += sizes
-            level = level[0] if len(level) == 1 else list(chain.from_iterable(level))
-        if any(have != want and (want != -1 or not have) for have, want in zip(shape, wanted, strict=True)):
-            return None
-        packed = bytearray(_packer(letter, len(level)).pack(*level))
-    except (TypeError, OverflowError, struct.error):
-        return None
-    array: npt.NDArray[Any] = np.frombuffer(packed, DTYPES[tensor.dtype]).reshape(shape)
-    return array if all_finite(array) else None
-
-
-# float16 is left out: struct and numpy need not round alike.
-_LETTERS = {
-    "float32": "f", "float64": "d", "int8": "b", "int16": "h", "int32": "i", "int64": "q", "uint8": "B", "uint16": "H",
-    "uint32": "I", "uint64": "Q",
-}  # fmt: skip
-
-
-@lru_cache(maxsize=256)
-def _packer(letter: str, count: int) -> struct.Struct:
-    return struct.Struct(f"{count}{letter}")
-
-
-def _slow(tensor: Tensor, value: Any) -> npt.NDArray[Any]:
-    """Nested lists → one array. Level by level, because numpy would read strings as numbers and null as NaN."""
     level: list[Any] = [value]
     shape: list[int] = []
     while len(shape) < len(tensor.shape) and level and set(map(type, level)) == {list}:
@@ -161,7 +97,7 @@ def _slow(tensor: Tensor, value: Any) -> npt.NDArray[Any]:
         raise _wrong(tensor, "mixes lists with single values")
     seen = _seen_shape(value) if list in kinds else tuple(shape)
     if wrong := misfit(tensor, seen):
-        raise BadTensor(wrong, hint=_nest(tensor))
+        raise BadTensor(wrong, hint=_nest(tensor), loc=("inputs", tensor.name))
     return flat(tensor, level, kinds).reshape(shape)
 
 
@@ -200,7 +136,8 @@ _JSON_NAMES: dict[type, str] = {
 
 
 def _wrong(tensor: Tensor, what: str) -> BadTensor:
-    return BadTensor(f"input {tensor.name!r} must be {expected(tensor)}, and {what}", hint=_nest(tensor))
+    detail = f"input {tensor.name!r} must be {expected(tensor)}, and {what}"
+    return BadTensor(detail, hint=_nest(tensor), loc=("inputs", tensor.name))
 
 
 def _nest(tensor: Tensor) -> str:

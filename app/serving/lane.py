@@ -96,6 +96,11 @@ class Lane:
         """Counts a request that did not get as far as the queue."""
         self.batcher.meter.refuse(OTHER, why)
 
+    def blame(self) -> None:
+        """A canary has refused a request that the main version answered."""
+        if self.watch is not None:
+            self.watch.blame()
+
     async def close(self, grace_s: float) -> None:
         """Lets whoever uses it finish, for at most `grace_s`; then ends the engine and answers whoever still waits."""
         until = time.monotonic() + grace_s

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 
 from app.domain.records import Deployment, Version, parse_ref
-from app.errors import Internal
+from app.errors import Internal, Problem
 from app.metrics import Meters
 from app.runtimes import Engine, _libraries
 from app.serving import shelf
@@ -64,11 +65,17 @@ class Loading:
         """
         if place.main is None and len(to.refs) > 1 and not place.can_sleep_at_once:
             # Nobody waits for a canary or a shadow that may not even load.
-            await self._bring(place, to.but(canary=None, shadow=None))
-        return await self._bring(place, to)
+            await self._bring(place, to.main_only())
+        found = await self._bring(place, to)
+        if to.shadow is None:
+            place.compared = None
+        return found
 
     async def _bring(self, place: Place, to: Deployment) -> bool:
-        versions = [await self._version(to, ref) for ref in to.refs]
+        versions = []
+        for ref in to.refs:
+            with _role(to, ref):
+                versions.append(await self._version(to, ref))
         plans = [self._plan(to, ref) for ref in to.refs]
         needed = dict(zip(plans, versions, strict=True))
         budget = self.budget
@@ -100,7 +107,8 @@ class Loading:
         async def lane(ref: str, known: dict[Plan, Lane], meters: Meters) -> Lane:
             plan = self._plan(to, ref)
             if plan not in known:
-                known[plan] = await self._lane(to, plan, needed[plan], meters)
+                with _role(to, ref):
+                    known[plan] = await self._lane(to, plan, needed[plan], meters)
                 fresh.append(known[plan])
             return known[plan]
 
@@ -147,11 +155,14 @@ class Loading:
 
     def _mirror(self, place: Place, to: Deployment, lane: Lane) -> Mirror:
         assert to.shadow is not None
-        tally = self.tallies.setdefault((to.name, to.shadow.model), Tally())
-        if place.mirror is not None and place.mirror.lane is lane:
+        at, compared = (to.name, to.shadow.model), (to.model, to.shadow.model)
+        is_same = place.compared == compared and at in self.tallies
+        if is_same and place.mirror is not None and place.mirror.lane is lane:
             place.mirror.percent = to.shadow.percent
             return place.mirror
-        return Mirror(lane, to.shadow.percent, tally, self._threads)
+        if not is_same:  # figures of another pair of versions would say nothing of this one
+            self.tallies[at], place.compared = Tally(), compared
+        return Mirror(lane, to.shadow.percent, self.tallies[at], self._threads)
 
     async def _version(self, to: Deployment, ref: str) -> Version:
         if ref not in self._versions:
@@ -174,7 +185,7 @@ class Loading:
             engine, grown = await loop.run_in_executor(self._threads, self._open, plan, version)
         finally:
             self._opening -= 1
-        meter = meters.of(to.name, str(version.version))
+        meter = meters.of(to.name, version.ref)
         lane = Lane(plan, version, engine, meter, open_again)
         self.budget.loaded(lane, grown if is_alone and number == self._opened else None)
         return lane
@@ -196,8 +207,7 @@ class Loading:
             # Whoever tidied up, here or in another replica on this machine, did not know yet that it is wanted again.
             folder = shelf.fetch(self._artifacts, version, home)
             engine = open_engine(version, folder, plan, self._settings.threads)
-        if self.budget.limit:
-            shelf.trim()
+        shelf.trim()  # of what compiling took: 100 MB of 650 for a ResNet-18
         after = private_bytes()
         return engine, after - before if before is not None and after is not None else None
 
@@ -209,6 +219,22 @@ class Loading:
             self.draining.add(task)
             task.add_done_callback(self.draining.discard)
 
+    def forget(self) -> None:
+        """What has not been served for a while is not told of any more."""
+        served = {
+            (place.name, ref)
+            for place in self._places()
+            for ref in (
+                *(lane.plan.ref for lane in place.lanes),
+                *(ref for of in (place.wanted, place.served) if of is not None for ref in of.refs),
+            )
+        }
+        now = time.monotonic()
+        for meters in (self.meters, self._shadow_meters):
+            meters.keep(served, now)
+        for key in [key for key, tally in self.tallies.items() if tally.is_over(key in served, now)]:
+            del self.tallies[key]
+
     async def _take_down(self, lanes: list[Lane]) -> None:
         try:
             for lane in lanes:
@@ -216,6 +242,7 @@ class Loading:
         finally:
             for lane in lanes:
                 self.budget.unloaded(lane)
+        self.forget()
         named: set[str] = set()
         for place in self._places():
             named |= {lane.plan.ref for lane in place.lanes}
@@ -225,3 +252,20 @@ class Loading:
             del self._versions[ref]
         home = self._settings.scratch / "engines"
         await asyncio.get_running_loop().run_in_executor(self._threads, shelf.clear, home, named)
+
+
+@contextmanager
+def _role(to: Deployment, ref: str) -> Iterator[None]:
+    """An error of a canary or a shadow says that it is one."""
+    role = None if ref == to.model else "canary" if to.canary is not None and ref == to.canary.model else "shadow"
+    try:
+        yield
+    except Problem as problem:
+        if role is not None:
+            problem.detail = f"the {role} {ref} does not load: {problem.detail}"
+        raise
+    except Exception as error:
+        if role is None:
+            raise
+        told = f"the {role} {ref} does not load: {type(error).__name__}: {error}"
+        raise Internal(told[:400], code="engine_broken") from error

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import numpy.typing as npt
 
+from app.domain.bfloat16 import widened
 from app.domain.records import Tensor
 from app.domain.tensors import DTYPES
 from app.errors import NotSupported
@@ -24,6 +26,7 @@ DATATYPES = {
 OF_ARRAY = {np.dtype(name).char: DATATYPES[name] for name in DATATYPES if name not in ("bfloat16", "string")} | {
     "q": "INT64", "Q": "UINT64", "O": "BYTES", "U": "BYTES", "S": "BYTES",
 }  # fmt: skip
+_WIRE: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype(np.uint16)}
 # JSON has no number of these widths: they travel as bytes only.
 BINARY_ONLY = frozenset({"FP16", "BF16"})
 EXTENSIONS = (
@@ -36,18 +39,24 @@ EXTENSIONS = (
 
 
 class Taken(NamedTuple):
-    """What one input takes. shape: -1 is any size of at least 1. dtype: None where no numpy array can hold it."""
+    """What one input takes. shape: -1 is any size of at least 1. wire: the dtype of its bytes; BF16 comes as its bits,
+    and is held as float32."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    dtype: np.dtype[Any] | None
+    wire: np.dtype[Any]
     tensor: Tensor
 
     @property
     def said(self) -> str:
         """`FP32 [-1, 1, 28, 28]`"""
         return f"{self.datatype} {list(self.shape)}"
+
+    def array(self, data: bytes, count: int, at: int = 0) -> npt.NDArray[Any]:
+        """So many numbers at a place of a body: a view of it, but for BF16."""
+        found = np.frombuffer(data, self.wire, count, at)
+        return widened(found) if self.datatype == "BF16" else found
 
 
 class Form:
@@ -62,7 +71,8 @@ class Form:
         self.labels = lane.version.labels
         self.batched = signature.batched
         self.inputs = {
-            t.name: Taken(t.name, DATATYPES[t.dtype], t.shape, DTYPES.get(t.dtype), t) for t in signature.inputs
+            t.name: Taken(t.name, DATATYPES[t.dtype], t.shape, _WIRE.get(t.dtype, DTYPES[t.dtype]), t)
+            for t in signature.inputs
         }
         self.outputs = {t.name: DATATYPES[t.dtype] for t in signature.outputs}
         self.has_strings = "BYTES" in (t.datatype for t in self.inputs.values())

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from app.domain.bfloat16 import narrowed
 from app.errors import Internal
 from app.serving.oip import OF_ARRAY, Form
 from app.serving.oip_request import Header
@@ -27,11 +28,11 @@ def write(form: Form, header: Header, outputs: Outputs) -> tuple[bytes, int | No
     body: list[Any] = [b""]
     for name, binary, classes in header.wants:
         array = outputs[name]
-        is_bf16 = array.dtype.itemsize == 2 and form.outputs.get(name) == "BF16"  # of which numpy has the bits only
         if classes:
-            values = _widened(array) if is_bf16 else array
-            array, is_bf16 = classified(values, classes, form.labels, form.batched), False
-        datatype = "BF16" if is_bf16 else OF_ARRAY.get(array.dtype.char)
+            array = classified(array, classes, form.labels, form.batched)
+        datatype = OF_ARRAY.get(array.dtype.char)
+        if datatype == "FP32" and form.outputs.get(name) == "BF16":
+            array, datatype = narrowed(array), "BF16"
         if datatype is None:
             raise Internal(f"output {name!r} is {array.dtype}, of which the protocol has no datatype")
         entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": array.shape}
@@ -50,12 +51,6 @@ def write(form: Form, header: Header, outputs: Outputs) -> tuple[bytes, int | No
         return head, None
     body[0] = head
     return b"".join(body), len(head)
-
-
-def _widened(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """The numbers of an array that holds the bits of bfloat16."""
-    bits = np.ascontiguousarray(array).view(np.uint16).astype(np.uint32) << np.uint32(16)
-    return bits.view(np.float32)
 
 
 def _plain(array: npt.NDArray[Any]) -> Any:

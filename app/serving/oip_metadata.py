@@ -125,12 +125,10 @@ def _duration(count: int, us: float) -> dict[str, int]:
 
 
 def index(fleet: Served, only_ready: bool) -> list[dict[str, str]]:
-    """Triton's repository index. only_ready: nothing of what would not answer a request now."""
-    unserved, missing = set(fleet.unserved()), fleet.missing()
-    told = []
-    for name in fleet.names():
-        why = missing.get(name, "") if name in unserved else ""
-        state = "READY" if name not in unserved else "LOADING" if why.startswith("loading") else "UNAVAILABLE"
-        if state == "READY" or not only_ready:
-            told += [{"name": name, "version": v, "state": state, "reason": why} for v in fleet.served(name)]
-    return told
+    """Triton's repository index: what is served, and what is to be. only_ready: only what would answer now."""
+    return [
+        {"name": name, "version": version, "state": state, "reason": why}
+        for name in fleet.names()
+        for version, state, why in fleet.standing(name)
+        if state == "READY" or not only_ready
+    ]

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import orjson
 
 from app.errors import BadRequest
-from app.serving.oip import Form, Taken, not_served
+from app.serving import oip_json
+from app.serving.oip import Form, Taken
 from app.serving.oip_outputs import Want, flag_in, object_in, refuse_shared, wants_of
 from app.serving.oip_values import from_json, strings, wrong
 
@@ -79,7 +80,7 @@ def read(form: Form, body: bytes, length: bytes | None) -> tuple[Header, dict[st
         if taken.datatype == "BYTES":
             inputs[taken.name] = strings(taken, body[at + start : at + start + size], count).reshape(shape)
             continue
-        found = np.frombuffer(body, taken.dtype, count, at + start)
+        found = taken.array(body, count, at + start)
         if taken.datatype == "BOOL" and found.view(np.uint8).max(initial=0) > 1:
             raise wrong(taken, "holds bytes other than 0 and 1", form)
         inputs[taken.name] = found.reshape(shape)
@@ -118,8 +119,8 @@ def _header(form: Form, head: bytes, *, has_length: bool) -> Header:
         if binary is None:
             arrays[taken.name] = from_json(taken, shape, count, entry, head, form)
             continue
-        if taken.dtype is not None and taken.datatype != "BYTES" and binary != count * taken.dtype.itemsize:
-            needed = count * taken.dtype.itemsize
+        if taken.datatype != "BYTES" and binary != count * taken.wire.itemsize:
+            needed = count * taken.wire.itemsize
             raise wrong(taken, f"of shape {list(shape)} is {needed} bytes, and its binary_data_size {binary}", form)
         pieces.append(Piece(taken, shape, count, size, binary))
         size += binary
@@ -140,7 +141,7 @@ def _header(form: Form, head: bytes, *, has_length: bool) -> Header:
 
 def _json(head: bytes, has_length: bool) -> dict[str, Any]:
     try:
-        given = orjson.loads(head)
+        given = oip_json.loads(head)
     except orjson.JSONDecodeError as error:
         where = f"the first {len(head)} bytes of the body are" if has_length else "the body is"
         hint = "NaN and Infinity are no JSON; and where binary tensors follow, {} is exactly the length of the JSON"
@@ -164,8 +165,6 @@ def _described(entry: Any, number: int, seen: set[str], form: Form) -> tuple[Tak
     if datatype != taken.datatype:
         said = f"its datatype is {str(datatype)[:40]!r}" if datatype is not None else "has no datatype"
         raise wrong(taken, said, form)
-    if taken.dtype is None:
-        raise not_served(f"inputs of {datatype} are", f"convert the model with inputs of FP32: {form.takes}")
     if not isinstance(shape, list) or not set(map(type, shape)) <= {int}:
         raise wrong(taken, "its shape must be a list of whole numbers", form)
     _fit(taken, shape, form)
@@ -215,21 +214,21 @@ def _bare(form: Form, body: bytes) -> tuple[Header, dict[str, npt.NDArray[Any]]]
     """A header length of 0: the body is the one input itself, a single row. Raises BadRequest."""
     taken = next(iter(form.inputs.values()))
     shape = [1, *taken.shape[1:]] if form.batched else list(taken.shape)
-    if len(form.inputs) > 1 or taken.dtype is None or taken.dtype.hasobject or shape.count(-1) > 1:
+    if len(form.inputs) > 1 or taken.wire.hasobject or shape.count(-1) > 1:
         raise BadRequest(
             f"{_LENGTH} is 0, and this model's inputs cannot be told from their bytes alone",
             code="bad_header_length",
             hint=f"begin the body with JSON; {form.takes}",
         )
     if -1 in shape:
-        one = taken.dtype.itemsize * math.prod(n for n in shape if n != -1)
+        one = taken.wire.itemsize * math.prod(n for n in shape if n != -1)
         shape[shape.index(-1)] = max(1, len(body) // max(1, one))
     count = math.prod(shape)
-    if len(body) != count * taken.dtype.itemsize:
-        needed = count * taken.dtype.itemsize
+    if len(body) != count * taken.wire.itemsize:
+        needed = count * taken.wire.itemsize
         raise wrong(taken, f"one row of it is {needed} bytes, and the body without JSON has {len(body)}", form)
     header = Header(None, {}, (), 0, wants_of({}, False, form))
-    return header, {taken.name: np.frombuffer(body, taken.dtype, count).reshape(shape)}
+    return header, {taken.name: taken.array(body, count).reshape(shape)}
 
 
 def _id(given: dict[str, Any]) -> str | None:

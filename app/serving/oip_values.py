@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from app.domain.tensors import all_finite
-from app.errors import BadRequest
+from app.errors import BadRequest, BadTensor
 from app.serving import json_tensors
 from app.serving.oip import BINARY_ONLY, Form, Taken
+from app.serving.oip_json import Values
 
 
 def strings(taken: Taken, data: bytes, count: int) -> npt.NDArray[Any]:
@@ -54,11 +55,14 @@ def strings(taken: Taken, data: bytes, count: int) -> npt.NDArray[Any]:
 def from_json(
     taken: Taken, shape: tuple[int, ...], count: int, entry: dict[str, Any], head: bytes, form: Form
 ) -> npt.NDArray[Any]:
-    """Values in row-major order, in one flat list or nested. head: the JSON that they stand in. Raises BadRequest,
-    BadTensor."""
+    """Values in row-major order, in one flat list or nested. head: the JSON that they stand in. Raises BadRequest."""
     data = entry.get("data")
     if taken.datatype in BINARY_ONLY:
         raise wrong(taken, f"JSON has no numbers of {taken.datatype}: send it as binary, with binary_data_size", form)
+    if isinstance(data, Values):
+        if (found := data.array(taken.wire, shape)) is not None:
+            return found
+        data = data.read.as_list()
     if not isinstance(data, list):
         raise wrong(taken, "its data must be a list" if "data" in entry else "it has no data", form)
     sizes, level = [len(data)], data
@@ -71,15 +75,19 @@ def from_json(
     if len(level) != count or len(sizes) > max(1, len(shape)) or (len(sizes) == len(shape) and sizes != list(shape)):
         told = f"{sizes[0]} values" if len(sizes) == 1 else f"lists of {sizes}"
         raise wrong(taken, f"its shape is {list(shape)}, which is {count} values, and its data {told}", form)
-    return _values(taken, level, head).reshape(shape)
+    try:
+        return _values(taken, level, head).reshape(shape)
+    except BadTensor as problem:
+        hint = f"data are the values in row-major order, in one flat list or nested; {form.takes}"
+        raise BadRequest(problem.detail, code=problem.code, hint=hint) from None
 
 
 def _values(taken: Taken, values: list[Any], head: bytes) -> npt.NDArray[Any]:
-    assert taken.dtype is not None
-    if taken.dtype.kind in "iuf" and b"true" not in head and b"false" not in head:
+    dtype = taken.wire
+    if dtype.kind in "iuf" and b"true" not in head and b"false" not in head:
         # An array takes numbers alone, and booleans, of which there are none: what each one is need not be asked.
         try:
-            found = np.frombuffer(array(taken.dtype.char, values), taken.dtype)
+            found = np.frombuffer(array(dtype.char, values), dtype)
         except (TypeError, OverflowError):
             pass
         else:

@@ -1,4 +1,5 @@
-"""How long runs of an engine take, learned from those that were: for Retry-After, and for sharing rows out."""
+"""How long runs of an engine take, learned from those that were: for Retry-After, for sharing rows out, and for runs
+that are over sooner than a thread is woken."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import math
 
 _KEPT = 0.98  # of what was learned, at each further run
 _LONGEST_RETRY_S = 60
+_BRIEF_S = 1e-3
 
 
 class Pace:
@@ -14,6 +16,7 @@ class Pace:
     def __init__(self) -> None:
         self.row_s = 0.0
         self._ended = 0.0
+        self._lone_s = 0.0  # of runs of a single row, smoothed
         # Decayed sums over the runs: of 1, rows, seconds, rows², rows × seconds.
         self._n = self._r = self._t = self._rr = self._rt = 0.0
 
@@ -23,6 +26,8 @@ class Pace:
         self.row_s = took if not self.row_s else 0.8 * self.row_s + 0.2 * took
         self._ended = now
         seconds = ended - started
+        if rows == 1:
+            self._lone_s = seconds if not self._lone_s else 0.9 * self._lone_s + 0.1 * seconds
         self._n = self._n * _KEPT + 1
         self._r = self._r * _KEPT + rows
         self._t = self._t * _KEPT + seconds
@@ -32,6 +37,10 @@ class Pace:
     def retry_s(self, rows: int) -> int:
         """Whole seconds until `rows` rows will have gone through: at least one, at most a minute."""
         return min(_LONGEST_RETRY_S, max(1, math.ceil(rows * self.row_s)))
+
+    def brief(self, rows: int) -> bool:
+        """Whether a run of so many rows is over within a millisecond: they take at most as long as one by one."""
+        return 0.0 < rows * self._lone_s <= _BRIEF_S
 
     def share(self, rows: int, idle: int) -> int:
         """How many of the rows that wait go to the first of `idle` instances.

@@ -7,10 +7,11 @@ import random
 import time
 from typing import Any, NamedTuple
 
-from app.domain.records import Deployment
+from app.domain.records import Deployment, LastReady
 from app.errors import NotFound, Unavailable
 from app.serving.guard import Verdict
 from app.serving.lane import Lane
+from app.serving.served import Standing
 from app.serving.shadow import Mirror
 
 _LEAST_KEPT_S, _MOST_KEPT_S = 0.1, 10.0
@@ -44,6 +45,9 @@ class Place:
         self.failures = 0
         self.retry_at: float | None = None
         self.work: asyncio.Task[None] | None = None
+        self.last: LastReady | None = None  # what Redis says was ready last
+        self.from_start = False  # was wanted when this replica began
+        self.compared: tuple[str, str] | None = None  # the versions that the shadow's figures are of
         self.verdict: Verdict | None = None  # the canary broke a bound, and Redis is to be told
         self.asleep = False
         self.can_sleep_at_once = False  # found at start-up: loaded only where there is room
@@ -115,8 +119,50 @@ class Place:
             "status": self.state,
             "model": at.model,
             "serving": self.main.version.ref if self.main else None,
+            "versions": self.needed(),
             "error": self.error,
         }
+
+    def needed(self) -> list[str]:
+        """The versions that are loaded here, whether they are still wanted or not, or are to be loaded at a request."""
+        asleep = self.served.refs if self.asleep and self.served is not None else ()
+        return sorted({*(lane.plan.ref for lane in self.lanes), *asleep})
+
+    def fallback(self, to: Deployment) -> str | None:
+        """The version that goes on where what is wanted has never been ready."""
+        if self.last is None or self.last.made != to.created_at or self.last.model == to.model:
+            return None
+        return self.last.model
+
+    def news(self) -> LastReady | None:
+        """What Redis is to know of the version that is ready here, where it does not know it yet."""
+        last, served = self.last, self.served
+        if self.main is None or served is None:
+            return None
+        made, generation, model = served.created_at, served.generation, served.model
+        if last is not None and last.made == made and (last.model == model or last.generation >= generation):
+            return None
+        return LastReady(made=made, generation=generation, model=model)
+
+    @property
+    def is_owed(self) -> bool:
+        """Nothing answers, and something has answered here, or was to when this replica began. What is made anew and
+        has never answered is not missed: it must not take a replica out of service that serves all the others."""
+        if self.main is not None or self.asleep:
+            return False
+        return bool(self.loads) or (self.from_start and (self.status != "failed" or self.last is not None))
+
+    def standing(self) -> Standing:
+        """Of each version served or wanted: its number, Triton's word for its state, and why it is not ready."""
+        served = self.numbers() if self.main is not None or self.asleep else []
+        told = {number: (number, "READY", "") for number in served}
+        why = str((self.error or {}).get("detail", ""))
+        state = "UNAVAILABLE" if self.status == "failed" else "LOADING"
+        of = self.wanted
+        for ref in (of.model, *([of.canary.model] if of.canary else [])) if of is not None else ():
+            number = ref.rpartition("@")[2]
+            told.setdefault(number, (number, state, why))
+        return list(told.values())
 
     def figures(self) -> dict[str, Any]:
         """How canary and shadow do; changes all the time."""
@@ -149,16 +195,22 @@ class Place:
             raise self.absence()
         raise self.no_version(version)
 
-    def numbers(self) -> list[str]:
-        """The versions served under this name, as their numbers; the main one first."""
+    def refs(self) -> list[str]:
+        """The versions served under this name, the main one first; of two with one number, that one alone."""
         if self.main is not None:
-            found = [str(lane.version.version) for lane in (self.main, self.canary) if lane is not None]
+            found = [lane.version.ref for lane in (self.main, self.canary) if lane is not None]
         else:
             of = self.served or self.tried or self.wanted
             assert of is not None
-            refs = (of.model, *([of.canary.model] if of.canary else []))
-            found = [ref.rpartition("@")[2] for ref in refs]
-        return list(dict.fromkeys(found))
+            found = [of.model, *([of.canary.model] if of.canary else [])]
+        by_number: dict[str, str] = {}
+        for ref in found:
+            by_number.setdefault(ref.rpartition("@")[2], ref)
+        return list(by_number.values())
+
+    def numbers(self) -> list[str]:
+        """Their numbers."""
+        return [ref.rpartition("@")[2] for ref in self.refs()]
 
     def no_version(self, version: str) -> NotFound:
         return NotFound(
@@ -182,7 +234,3 @@ class Place:
             hint="try again in a moment",
             headers={"Retry-After": "1"},
         )
-
-
-def no_deployment(name: str) -> NotFound:
-    return NotFound(f"no deployment {name!r}", code="deployment_not_found", hint=f"PUT /v1/deployments/{name} makes it")

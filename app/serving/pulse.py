@@ -18,11 +18,12 @@ class Pulse:
 
     async def beats(self, patience_s: float) -> bool:
         """Asked now, and given up after `patience_s`."""
-        if self._ping is None or self._ping.done():
-            self._ping = asyncio.get_running_loop().run_in_executor(self._threads, self._catalog.ping)
-            self._ping.add_done_callback(lambda ping: ping.cancelled() or ping.exception())
-        done, _ = await asyncio.wait([self._ping], timeout=patience_s)
-        return bool(done) and not self._ping.cancelled() and self._ping.exception() is None
+        ping = self._ping  # of its own: by the time this one has ended somebody else may have begun the next
+        if ping is None or ping.done():
+            self._ping = ping = asyncio.get_running_loop().run_in_executor(self._threads, self._catalog.ping)
+            ping.add_done_callback(lambda ping: ping.cancelled() or ping.exception())
+        done, _ = await asyncio.wait([ping], timeout=patience_s)
+        return bool(done) and not ping.cancelled() and ping.exception() is None
 
     def stop(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""What this replica tells the others of what it serves: written when it changes, and before it is forgotten."""
+"""What is wanted, read; and what this replica tells of what it serves: when it changes, and before it is forgotten."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from app.domain.records import Deployment, LastReady
 from app.serving.place import Place
 from app.storage.catalog import Catalog
 
@@ -13,7 +14,7 @@ _AGAIN_S = 3.0  # reports live for 10
 
 
 class Reports:
-    """`due` on the event loop, `write` and `write_gone` in a thread, `written` on the event loop again."""
+    """`due`, `news` and `written` on the event loop; what asks Redis (`read`, `write`, `write_gone`) in a thread."""
 
     def __init__(self, catalog: Catalog, replica: str) -> None:
         self._catalog = catalog
@@ -32,8 +33,19 @@ class Reports:
                 due[name] = report | {"figures": place.figures()}
         return due
 
-    def write(self, reports: Mapping[str, dict[str, Any]]) -> None:
-        """Raises Unavailable."""
+    def news(self, places: Mapping[str, Place]) -> dict[str, LastReady]:
+        """What is ready here, and is not known to be, by name."""
+        return {name: news for name, place in places.items() if (news := place.news()) is not None}
+
+    def read(self) -> tuple[list[Deployment], dict[str, LastReady]]:
+        """What is wanted, and what was ready last by name. Raises Unavailable."""
+        return self._catalog.deployments(), self._catalog.all_last_ready()
+
+    def write(self, reports: Mapping[str, dict[str, Any]], news: Mapping[str, LastReady]) -> None:
+        """What is ready is kept before anybody is told that it is: who then asks for another version can go back to it.
+        Raises Unavailable."""
+        for name, ready in news.items():
+            self._catalog.note_ready(name, ready)
         for name, report in reports.items():
             told = {k: v for k, v in report.items() if k != "figures"} | report["figures"]
             self._catalog.report_replica(self._replica, name, told)

@@ -1,7 +1,8 @@
 """A thread that runs one instance of an engine. It owns the instance's input memory, and hands back answers.
 
 A thread of its own, fed through a SimpleQueue: there and back costs 30 µs of latency where run_in_executor's two
-futures cost 56 (measured, tiny CNN, uvloop). Daemonic, because a run that hangs must not keep the process from ending.
+futures cost 56 (measured, tiny CNN, uvloop), and several times that where a sleeping core has to be woken for it.
+Daemonic, because a run that hangs must not keep the process from ending.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Ran(NamedTuple):
 
 
 class Runner:
-    """Everything but `_work` happens on the event loop.
+    """Everything but `_work` happens on the event loop. An instance's memory is used by one thread at a time.
 
     done: called there after every run that nobody has given up, with its batch and what it gave or raised.
     """
@@ -47,9 +48,12 @@ class Runner:
         self.batch: list[Item] | None = None
         self.began = 0.0
         self._done = done
+        self._max_batch = max_batch
+        self._slot: Slot | None = None  # made by the first run
+        self._ended: tuple[list[Item], Ran | BaseException] | None = None  # what the event loop has not come to yet
         self._loop = asyncio.get_running_loop()
         self._box: SimpleQueue[list[Item] | None] = SimpleQueue()
-        self.thread = threading.Thread(target=self._work, args=(max_batch,), name=name, daemon=True)
+        self.thread = threading.Thread(target=self._work, name=name, daemon=True)
         self.thread.start()
 
     def start(self, batch: list[Item]) -> None:
@@ -57,29 +61,42 @@ class Runner:
         self.began = time.monotonic()
         self._box.put(batch)
 
+    def run_here(self, batch: list[Item]) -> Ran | BaseException:
+        """Runs a batch on the event loop, which waits for it. Only while the thread has nothing to do."""
+        return self._run(batch)
+
+    def look(self) -> None:
+        """Hears now of a run that has ended, where the event loop is long in coming to it."""
+        ended = self._ended
+        if ended is not None:
+            self._heard(*ended)
+
     def stop(self) -> None:
         """Ends the thread when it is idle. A run that is on its way ends unheard."""
         self.batch = None
         self._box.put(None)
 
-    def _work(self, max_batch: int) -> None:
-        slot: Slot | None = None
+    def _work(self) -> None:
         while (batch := self._box.get()) is not None:
-            found: Ran | BaseException
-            try:
-                slot = slot or slot_of(self.engine, max_batch)
-                found = _run(slot, self.engine.signature, batch)
-            except BaseException as error:  # whatever it is, somebody waits for it
-                found = error
+            found = self._run(batch)
+            self._ended = (batch, found)
             try:
                 self._loop.call_soon_threadsafe(self._heard, batch, found)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 return
             del batch, found  # an idle thread keeps nothing alive
 
+    def _run(self, batch: list[Item]) -> Ran | BaseException:
+        try:
+            if self._slot is None:
+                self._slot = slot_of(self.engine, self._max_batch)
+            return _run(self._slot, self.engine.signature, batch)
+        except BaseException as error:  # whatever it is, somebody waits for it
+            return error
+
     def _heard(self, batch: list[Item], found: Ran | BaseException) -> None:
-        if self.batch is batch:  # else it was given up: its requests have been answered
-            self.batch = None
+        if self.batch is batch:  # else it was given up, and its requests have been answered; or `look` was sooner
+            self.batch = self._ended = None
             self._done(self, batch, found)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import TAKEN_DOWN, Overloaded, Problem
+from app.metrics import KEPT_S
 from app.serving.lane import Lane
 
 log = logging.getLogger("enginesmith.serving")
@@ -48,6 +49,12 @@ class Tally:
     max_abs: float = 0.0
     not_finite: int = 0
     seconds: float = 0.0
+    gone: float | None = None  # since when there is no such shadow
+
+    def is_over(self, served: bool, now: float) -> bool:
+        """Whether it has been gone for so long that nobody needs to be told of it. now: monotonic."""
+        self.gone = None if served else now if self.gone is None else self.gone
+        return self.gone is not None and now - self.gone >= KEPT_S
 
     def add(self, found: Difference, seconds: float) -> None:
         self.compared += 1

@@ -39,10 +39,11 @@ def fetch(artifacts: Artifacts, version: Version, shelf: Path) -> Path:
 def clear(shelf: Path, keep: set[str]) -> None:
     """Removes what is not in `keep`, and gives the memory that engines have freed back to the system."""
     for folder in shelf.iterdir() if shelf.is_dir() else ():
-        if folder.name.startswith("."):
-            stale = time.time() - folder.stat().st_mtime > _ABANDONED_S
-        else:
-            stale = folder.name not in keep
+        try:
+            is_part = folder.name.startswith(".")
+            stale = time.time() - folder.stat().st_mtime > _ABANDONED_S if is_part else folder.name not in keep
+        except FileNotFoundError:  # fetched whole, and renamed, at this very moment
+            continue
         if stale:
             shutil.rmtree(folder, ignore_errors=True)
     gc.collect(1)  # not everything: that would hold up every request for as long as it takes

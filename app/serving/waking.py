@@ -7,8 +7,9 @@ import math
 import time
 from collections.abc import Callable
 
+from app.domain.absent import no_deployment
 from app.errors import DeadlineExceeded, Overloaded, Unavailable
-from app.serving.place import Place, no_deployment
+from app.serving.place import Place
 from app.settings import Settings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +13,8 @@ import orjson
 from app.domain.records import Signature, Version
 from app.domain.tensors import DTYPES, all_finite, check, wrong_names
 from app.errors import BadTensor, NotAcceptable, UnsupportedMedia
-from app.serving import arrays, json_tensors, predictions
+from app.serving import arrays, json_numbers, json_tensors, predictions
+from app.serving.accept import weighted
 
 Kind = Literal["json", "npy", "npz", "image", "multipart"]
 MEDIA: dict[str, Kind] = {
@@ -23,6 +25,7 @@ MEDIA: dict[str, Kind] = {
     "image/png": "image",
     "multipart/form-data": "multipart",
 }
+AS_FILES = "send images as files: -F file=@a.jpg -F file=@b.jpg"
 ANSWERS = {"json": "application/json", "npy": "application/x-npy", "npz": "application/x-npz"}
 
 
@@ -65,13 +68,19 @@ def decode(
     """
     signature = version.signature
     if kind == "json":
+        if (numbers := json_numbers.read(body, signature)) is not None:
+            asked = Asked(numbers.inputs, selected(numbers.outputs, signature), _top_k(numbers.top_k))
+            if len(asked.inputs) > 1:
+                check(signature, asked.inputs)
+            return asked
         given = json_tensors.parse(body)
         asked = Asked(
-            json_tensors.tensors(given["inputs"], signature, plain=json_tensors.is_plain(body, given)),
+            json_tensors.tensors(given["inputs"], signature),
             selected(given.get("outputs"), signature),
             _top_k(given.get("top_k")),
         )
     else:
+        refuse_strings(signature)
         if kind == "npz":
             found = arrays.from_npz(body, {t.name for t in signature.inputs}, limit)
         elif len(signature.inputs) > 1:
@@ -105,15 +114,16 @@ def images_asked(
     good: list[npt.NDArray[Any]] = []
     for number, row in enumerate(rows):
         if isinstance(row, BadTensor) and len(rows) > 1:
-            raise BadTensor(f"image {number}: {row.detail}", hint=row.hint)
+            raise BadTensor(f"image {number}: {row.detail}", hint=row.hint, loc=("inputs", number))
         if isinstance(row, BaseException):
             raise row
         good.append(row)
+    if not good:
+        raise BadTensor("there is no image in the body", hint=AS_FILES)
     if len({row.shape for row in good}) != 1:
         shapes = sorted({str(list(row.shape)) for row in good})
         raise BadTensor(
-            f"the images are of different sizes: {', '.join(shapes)}" if good else "there is no image in the body",
-            hint="send images of one size, or one at a time",
+            f"the images are of different sizes: {', '.join(shapes)}", hint="send images of one size, or one at a time"
         )
     array = good[0][None] if len(good) == 1 else np.stack(good)
     if DTYPES[tensor.dtype].kind == "f":
@@ -124,32 +134,34 @@ def images_asked(
 
 
 def answer_kind(accept: str | None, body: Kind, outputs: int) -> str:
-    """json, npy or npz: what Accept names first; else the kind of the request. Raises NotAcceptable."""
+    """json, npy or npz: the kind that Accept names with the highest weight, the first of equal ones; for a wildcard
+    that of the request, if it may be. Raises NotAcceptable."""
     own = {"npy": "npy" if outputs == 1 else "npz", "npz": "npz"}.get(body, "json")
-    ranges = [_media_range(part) for part in (accept or "*/*").split(",")]
-    kinds = {media: kind for kind, media in ANSWERS.items()} | {"*/*": own, "application/*": own}
-    for media, quality in sorted(ranges, key=lambda r: -r[1]):  # stable: of equal ones the first
-        kind = kinds.get(media)
-        if kind is None or quality <= 0:
+    ranges: dict[str, float] = {}
+    for media, weight in weighted(accept or "*/*"):
+        ranges.setdefault(media, weight)
+    kinds = {media: kind for kind, media in ANSWERS.items()}
+    refused: NotAcceptable | None = None
+    for media, weight in sorted(ranges.items(), key=lambda r: -r[1]):  # stable: of equal ones the first
+        if weight <= 0:
+            break
+        if media in kinds:
+            possible = [kinds[media]]
+        elif media in ("*/*", "application/*"):
+            # Of several ranges that fit a kind, the one that says most decides.
+            is_overruled = media == "*/*" and "application/*" in ranges
+            possible = [] if is_overruled else [k for k in (own, *ANSWERS) if ANSWERS[k] not in ranges]
+        else:
             continue
-        if kind == "npy" and outputs != 1:
-            raise NotAcceptable(
-                f"one .npy cannot hold {outputs} outputs",
-                hint="Accept: application/x-npz, or ask for one output",
+        for kind in possible:
+            if kind != "npy" or outputs == 1:
+                return kind
+            refused = NotAcceptable(
+                f"one .npy cannot hold {outputs} outputs", hint="Accept: application/x-npz, or ask for one output"
             )
-        return kind
-    raise NotAcceptable(f"no answer can be made as {accept!r}", hint=f"Accept one of {', '.join(ANSWERS.values())}")
-
-
-def _media_range(part: str) -> tuple[str, float]:
-    media, *parameters = (p.strip().lower() for p in part.split(";"))
-    for parameter in parameters:
-        if parameter.startswith("q="):
-            try:
-                return media, float(parameter[2:])
-            except ValueError:
-                return media, 0.0
-    return media, 1.0
+    raise refused or NotAcceptable(
+        f"no answer can be made as {accept!r}", hint=f"Accept one of {', '.join(ANSWERS.values())}"
+    )
 
 
 def encode(kind: str, outputs: Mapping[str, npt.NDArray[Any]], asked: Asked, version: Version) -> tuple[bytes, str]:
@@ -176,6 +188,16 @@ def _plain(value: Any) -> Any:
     raise TypeError(type(value).__name__)
 
 
+def refuse_strings(signature: Signature) -> None:
+    """Raises BadTensor for a model that takes what .npy files hold only as pickles."""
+    if names := [t.name for t in signature.inputs if t.dtype == "string"]:
+        raise BadTensor(
+            f"the inputs {names} take strings, which .npy and .npz hold only as pickles, and those are never read",
+            hint="send them as application/json, or as BYTES under /v2",
+            loc=("inputs", names[0]),
+        )
+
+
 def require_finite(name: str, array: npt.NDArray[Any]) -> None:
     """Raises BadTensor that says where the first NaN or infinity is."""
     if not all_finite(array):
@@ -183,7 +205,10 @@ def require_finite(name: str, array: npt.NDArray[Any]) -> None:
         at = np.unravel_index(int(np.argmin(finite)), array.shape)
         what = "NaN" if np.isnan(array[at]) else "infinity"
         raise BadTensor(
-            f"input {name!r} holds {what} at {[int(i) for i in at]}", hint="send finite numbers only", code="not_finite"
+            f"input {name!r} holds {what} at {[int(i) for i in at]}",
+            hint="send finite numbers; a model that takes NaN for what is missing is asked by /v2, with binary tensors",
+            code="not_finite",
+            loc=("inputs", name),
         )
 
 
@@ -193,9 +218,9 @@ def selected(names: Any, signature: Signature) -> tuple[str, ...]:
     if names is None:
         return there
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise BadTensor("outputs must be a list of names", hint=f"the model has {list(there)}")
+        raise BadTensor("outputs must be a list of names", hint=f"the model has {list(there)}", loc=("outputs",))
     if unknown := [n for n in names if n not in there]:
-        raise BadTensor(f"the model has no outputs {unknown[:8]}", hint=f"it has {list(there)}")
+        raise BadTensor(f"the model has no outputs {unknown[:8]}", hint=f"it has {list(there)}", loc=("outputs",))
     return tuple(dict.fromkeys(names))
 
 
@@ -203,10 +228,10 @@ def _top_k(given: Any) -> int | None:
     if given is None:
         return None
     if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-        raise BadTensor("top_k must be an integer of at least 1", hint="leave it out for the five best")
+        raise BadTensor("top_k must be an integer of at least 1", hint="leave it out for the five best", loc=("top_k",))
     return given
 
 
 def _from_query(outputs: str | None, top_k: str | None, signature: Signature) -> tuple[tuple[str, ...], int | None]:
-    number = int(top_k) if top_k is not None and top_k.isdecimal() and len(top_k) < 10 else top_k
+    number = int(top_k) if top_k is not None and re.fullmatch("[0-9]{1,9}", top_k) else top_k
     return selected(outputs.split(",") if outputs is not None else None, signature), _top_k(number)

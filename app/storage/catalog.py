@@ -7,7 +7,8 @@ import uuid
 from collections.abc import Collection
 from typing import Any, Self
 
-from app.domain.records import ENDED, Dataset, Deployment, Job, Status, Version, now
+from app.domain.absent import no_deployment
+from app.domain.records import ENDED, Dataset, Deployment, Job, LastReady, Status, Version, now
 from app.errors import Conflict, NotFound
 from app.settings import Settings
 from app.storage import encoding, scripts
@@ -39,6 +40,7 @@ class Catalog:
         self._renew = redis.register_script(scripts.RENEW)
         self._note = redis.register_script(scripts.NOTE)
         self._deploy = redis.register_script(scripts.DEPLOY)
+        self._ready = redis.register_script(scripts.READY)
 
     @classmethod
     def open(cls, settings: Settings, url: str, *, patience_s: float | None = None) -> Self:
@@ -312,9 +314,7 @@ class Catalog:
         """Raises NotFound."""
         held = self.redis.hget("es:deployments", name)
         if held is None:
-            raise NotFound(
-                f"no deployment {name!r}", code="deployment_not_found", hint=f"PUT /v1/deployments/{name} makes it"
-            )
+            raise no_deployment(name)
         return Deployment.model_validate_json(held)
 
     def deployments(self) -> list[Deployment]:
@@ -334,6 +334,23 @@ class Catalog:
 
     def drop_deployment(self, name: str) -> None:
         self.redis.hdel("es:deployments", name)
+        self.redis.hdel("es:deployments:ready", name)
+
+    def last_ready(self, name: str) -> LastReady | None:
+        """What was ready last under a name; perhaps of a deployment that was deleted since: see `made`."""
+        held = self.redis.hget("es:deployments:ready", name)
+        return None if held is None else LastReady.model_validate_json(held)
+
+    def all_last_ready(self) -> dict[str, LastReady]:
+        """By name."""
+        held = self.redis.hgetall("es:deployments:ready")
+        return {name: LastReady.model_validate_json(text) for name, text in held.items()}
+
+    def note_ready(self, name: str, ready: LastReady) -> None:
+        """Keeps that a version is ready, unless a newer generation was. Beside the deployment, not in it: its
+        generation stays, and an older app can still read it."""
+        place = ["es:deployments", "es:deployments:ready"]
+        self._ready(keys=place, args=[name, ready.made, ready.generation, ready.model])
 
     def report_replica(self, replica: str, name: str, report: dict[str, Any]) -> None:
         """What one replica serves under a name; forgotten after 10 s."""

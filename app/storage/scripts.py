@@ -43,6 +43,25 @@ redis.call('XADD', KEYS[2], 'MAXLEN', '~', 20000, '*', 'type', ARGV[2], 'data', 
 return 1
 """
 
+# KEYS: hash of deployments, hash of what was ready last. ARGV: name, created_at, generation, model.
+# The newest generation wins, whoever comes late. A deployment that was deleted leaves nothing.
+READY = """
+local held = redis.call('HGET', KEYS[1], ARGV[1])
+held = held and cjson.decode(held)
+if not held or held.created_at ~= ARGV[2] then return 0 end
+local last = redis.call('HGET', KEYS[2], ARGV[1])
+last = last and cjson.decode(last)
+local before = held.previous
+if last and last.made == ARGV[2] then
+  if last.model == ARGV[4] or last.generation >= tonumber(ARGV[3]) then return 0 end
+  before = last.model
+end
+if before == cjson.null or before == ARGV[4] then before = nil end
+local now = {made = ARGV[2], generation = tonumber(ARGV[3]), model = ARGV[4], before = before}
+redis.call('HSET', KEYS[2], ARGV[1], cjson.encode(now))
+return 1
+"""
+
 # KEYS: hash. ARGV: field, generation of what it replaces ("" when it must be new), that one's created_at or "", JSON.
 # Compare-and-set of a deployment. Generations begin anew when one is deleted and made again: created_at tells them
 # apart.

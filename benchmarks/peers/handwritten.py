@@ -36,8 +36,9 @@ def command(python: str, given: Options) -> list[str]:
     return given.command(python, __name__)
 
 
-def serve(given: Options, infer: Callable[[Rows], Awaitable[Rows]]) -> None:
-    """infer: one request's rows [1, …] → [1, classes]."""
+def serve(given: Options, infer: Callable[[Rows], Awaitable[Rows]], *, tuned: bool = False) -> None:
+    """infer: one request's rows [1, …] → [1, classes]. tuned: with the garbage collector kept off what lives as long as
+    the process, as in ours: a third of the CPU."""
     app = FastAPI(openapi_url=None)
     shape = (1, *given.shape)
     decoding = ThreadPoolExecutor(os.cpu_count())
@@ -60,10 +61,10 @@ def serve(given: Options, infer: Callable[[Rows], Awaitable[Rows]]) -> None:
         content = orjson.dumps({"outputs": await infer(x[None])}, option=orjson.OPT_SERIALIZE_NUMPY)
         return Response(content, media_type="application/json")
 
-    # What ours does too: the collector need not walk what lives as long as the process. A third of the CPU otherwise.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 100)
+    if tuned:
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 100)
     uvicorn.run(
         app, port=given.port, loop="uvloop", http="httptools", proxy_headers=False, access_log=False,
         log_level="warning",

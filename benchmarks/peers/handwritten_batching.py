@@ -60,11 +60,11 @@ def _deliver(batch: list[Waiting], rows: Rows | Exception) -> None:
             future.set_result(rows[at : at + 1])
 
 
-def main() -> None:
+def main(*, tuned: bool = False) -> None:
     given = options()
     engine = Engine(given.onnx, given.threads)
     engine.warm(given.shape)
-    serve(given, Batches(engine, given.shape).infer)
+    serve(given, Batches(engine, given.shape).infer, tuned=tuned)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import time
-import urllib.error
 import urllib.request
 
 from app import runtimes
@@ -51,24 +51,25 @@ def publish(given: Options) -> Version:
 
 
 def wait_until_live(url: str, seconds: float = 60) -> None:
-    """Raises URLError once the service has not answered for that long."""
+    """Raises OSError once the service has not answered for that long."""
     until = time.monotonic() + seconds
     while True:
         try:
             with urllib.request.urlopen(f"{url}/healthz/live", timeout=5):
                 return
-        except (urllib.error.URLError, ConnectionError):
+        except OSError:  # urllib's errors and time-outs too: the socket is there before the app is
             if time.monotonic() > until:
                 raise
             time.sleep(0.1)
 
 
-def main() -> None:
+def main(**settings: int) -> None:
+    """settings: of the deployment, beside a long queue."""
     given = options()
     url = f"http://127.0.0.1:{given.port}"
     wait_until_live(url)
     version = publish(given)
-    body = b'{"model":"%b","max_queue":4096}' % version.ref.encode()
+    body = json.dumps({"model": version.ref, "max_queue": 4096, **settings}).encode()
     put = urllib.request.Request(
         f"{url}/v1/deployments/peer", body, {"Content-Type": "application/json", "Prefer": "wait=60"}, method="PUT"
     )

@@ -22,6 +22,9 @@ from .cli_state import UsageError, state
 
 _BUSY = 0.85  # of a core: above this it may be the generator that is measured
 _CROWDED = 1.5  # of the cores, as a load average before the first point
+LONGEST_S = 3600.0
+FASTEST = 100_000.0  # requests a second: beyond what one generator sends, and it takes memory for each that is due
+MOST_REQUESTS = 20_000_000
 _LOCAL = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -34,14 +37,14 @@ def bench(
     name: Annotated[str, typer.Argument(help="the deployment")],
     input: Annotated[Path | None, typer.Option(help="what to send: .npy, .npz, .json, .jpg or .png")] = None,
     body: Annotated[str, typer.Option(help="how made-up rows travel: binary or json")] = "binary",
-    rows: Annotated[int, typer.Option(min=1, help="rows of one request")] = 1,
+    rows: Annotated[int, typer.Option(min=1, max=65536, help="rows of one request")] = 1,
     concurrency: Annotated[str, typer.Option(help="clients at a time, with commas")] = ",".join(
         map(str, CONCURRENCIES)
     ),
-    seconds: Annotated[float, typer.Option(min=0.05, help="how long each point is measured")] = 5.0,
+    seconds: Annotated[float, typer.Option(help="how long each point is measured")] = 5.0,
     rate: Annotated[
         float | None,
-        typer.Option(min=0, help="requests a second of the open loop; 0: none  [default: 60 % of the best]"),
+        typer.Option(help="requests a second of the open loop; 0: none  [default: 60 % of the best]"),
     ] = None,
     tuning: Annotated[
         bool, typer.Option("--tune", help="try settings out, and leave the best ones: other clients notice")
@@ -54,6 +57,11 @@ def bench(
     """Measures a deployment: throughput and latency at several concurrencies, then at a constant rate."""
     said = state(context)
     concurrencies = _concurrencies(concurrency)
+    _check("--seconds", seconds, 0.05, LONGEST_S)
+    if rate:
+        _check("--rate", rate, 0.1, FASTEST)
+        if rate * seconds > MOST_REQUESTS:
+            raise UsageError(f"--rate {rate:g} for {seconds:g} s is more than {MOST_REQUESTS:,} requests: take less")
     if body not in ("binary", "json"):
         raise UsageError(f"--body takes binary or json, not {body!r}")
     save = save or Path(f"bench-{name}-{time.strftime('%Y%m%d-%H%M%S')}.json")
@@ -94,6 +102,11 @@ def _concurrencies(given: str) -> tuple[int, ...]:
     if not found or any(not 1 <= n <= 4096 for n in found):
         raise UsageError(f"--concurrency takes whole numbers from 1 to 4096 with commas, not {given!r}")
     return found
+
+
+def _check(option: str, given: float, least: float, most: float) -> None:
+    if not least <= given <= most:  # nor is NaN
+        raise UsageError(f"{option} takes a number from {least:g} to {most:g}, not {given:g}")
 
 
 def table_of(found: dict[str, Any]) -> str:

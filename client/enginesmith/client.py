@@ -88,7 +88,7 @@ class Client:
         inputs: an array, or a dict of arrays by input name; nested lists; or encoded images: bytes, a Path, several.
         Arrays travel as binary and come back as arrays; lists, images, and what asks for top_k are answered as JSON.
         """
-        headers = {} if timeout_ms is None else {"X-Timeout-Ms": f"{timeout_ms:g}"}
+        headers = {} if timeout_ms is None else {"X-Timeout-Ms": f"{timeout_ms:.12g}"}
         binary = _is_arrays(inputs) and not as_json
         query: dict[str, Any] = {}
         body: dict[str, Any]

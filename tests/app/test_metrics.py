@@ -7,7 +7,7 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import BACKEND, OTHER, REJECTED, Histogram, Meters
+from app.metrics import BACKEND, KEPT_S, OTHER, REJECTED, Histogram, Meters
 
 
 def test_a_histogram_counts_up_to_its_bounds() -> None:
@@ -27,7 +27,7 @@ def test_a_histogram_counts_up_to_its_bounds() -> None:
 
 def test_a_run_is_told_in_every_form() -> None:
     meters = Meters()
-    meter = meters.of("web", "3")
+    meter = meters.of("web", "net@3")
     meter.ran([10.0, 10.5], 6, (11.0, 11.25, 12.25, 12.5), 13.0)
     meter.succeeded += 2
     meter.refuse(REJECTED, "deadline")
@@ -80,11 +80,35 @@ def test_a_run_is_told_in_every_form() -> None:
             ("enginesmith_stage_seconds_count", "output"): 1,
         }
     )
-    assert len(re.findall(r'model="web",version="3"', text)) == len(re.findall(r"^[^#]", text, re.MULTILINE))
+    assert len(re.findall(r'model="web",version="3",ref="net@3"', text)) == len(
+        re.findall(r"^[^#]", text, re.MULTILINE)
+    )
     assert meter.by_rows[6].infer_us == pytest.approx(1e6)
 
 
 def test_a_version_that_comes_back_goes_on_where_it_stopped() -> None:
     meters = Meters()
-    assert meters.of("web", "1") is meters.of("web", "1")
-    assert meters.of("web", "1") is not meters.of("web", "2")
+    assert meters.of("web", "a@1") is meters.of("web", "a@1")
+    assert meters.of("web", "a@1") is not meters.of("web", "a@2")
+
+
+def test_versions_of_one_number_are_told_apart_and_forgotten_when_they_have_gone() -> None:
+    meters = Meters()
+    meters.of("web", "a@1").pending_rows = meters.of("web", "a@1").rows = 3
+    meters.of("web", "b@1").pending_rows = meters.of("web", "b@1").rows = 4
+    text = meters.exposition()
+    assert 'enginesmith_pending_rows{model="web",version="1",ref="a@1"} 3\n' in text
+    assert 'enginesmith_pending_rows{model="web",version="1",ref="b@1"} 4\n' in text
+    assert text.count("\nnv_inference_count{") == 1
+    assert 'nv_inference_count{model="web",version="1"} 7\n' in text  # as Triton labels it
+    only_b = {("web", "b@1")}
+    meters.keep(only_b, 1000.0)
+    meters.keep(only_b, 1000.0 + KEPT_S - 1)
+    assert meters.of("web", "a@1").rows == 3  # whoever asks now and then has not seen the end of it yet
+    meters.keep({("web", "a@1"), *only_b}, 1000.0 + KEPT_S)  # back again
+    meters.keep(only_b, 1000.0 + 2 * KEPT_S)
+    meters.keep(only_b, 1000.0 + 3 * KEPT_S - 1)
+    assert 'ref="a@1"' in meters.exposition()
+    meters.keep(only_b, 1000.0 + 3 * KEPT_S)
+    assert 'ref="a@1"' not in meters.exposition()
+    assert meters.of("web", "b@1").rows == 4

@@ -113,7 +113,7 @@ async def test_metrics_are_in_prometheus_form(client: httpx.AsyncClient) -> None
 def test_odd_names_are_escaped() -> None:
     meters = Meters()
     odd = 'a "b" \\ c\nd'
-    meters.of(odd, "1").rows = 3
+    meters.of(odd, "net@1").rows = 3
     families = {family.name: family for family in text_string_to_metric_families(meters.exposition())}
     (sample,) = families["nv_inference_count"].samples
-    assert (sample.labels, sample.value) == ({"model": odd, "version": "1"}, 3)
+    assert (sample.labels, sample.value) == ({"model": odd, "version": "1", "ref": "net@1"}, 3)

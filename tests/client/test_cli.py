@@ -94,6 +94,26 @@ def test_usage(run) -> None:
     assert run("--help").code == 0
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--rate", "1e9"),
+        ("--rate", "nan"),
+        ("--rate", "-1"),
+        ("--rate", "100000", "--seconds", "3600"),
+        ("--seconds", "0"),
+        ("--seconds", "inf"),
+        ("--concurrency", "0"),
+        ("--concurrency", "100000"),
+        ("--rows", "100000000"),
+    ],
+)
+def test_a_bench_without_end_does_not_begin(stub: Stub, run, words: tuple[str, ...]) -> None:
+    ran = run("bench", "net", *words)
+    assert (ran.code, ran.out, stub.asked) == (2, "", [])
+    assert words[0] in ran.err
+
+
 def test_nobody_answers(run) -> None:
     with socket.socket() as held:  # bound, so that nobody else takes the port, and not listening
         held.bind(("127.0.0.1", 0))

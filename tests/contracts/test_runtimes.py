@@ -20,7 +20,8 @@ from app.runtimes import BuildOptions, Engine, LoadOptions, Runtime, Slot
 
 RUNTIMES = [name for name in runtimes.names() if name != "echo" and runtimes.get(name).available().ok]
 F, I64, B, F16 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT16
-DTYPES = {F: "float32", I64: "int64", B: "bool", F16: "float16", TensorProto.UINT8: "uint8"}
+BF16 = TensorProto.BFLOAT16
+DTYPES = {F: "float32", I64: "int64", B: "bool", F16: "float16", BF16: "bfloat16", TensorProto.UINT8: "uint8"}
 rng = np.random.default_rng(0)
 Loaded = Callable[..., Engine]
 
@@ -297,6 +298,38 @@ def test_a_signature_of_another_model_does_not_load(loaded: Loaded, tmp_path: Pa
     more = signature.but(outputs=[*signature.outputs, Tensor(name="more", shape=(-1, 4))])
     with pytest.raises(Internal, match="signature"):
         loaded(path, more)
+
+
+@pytest.mark.parametrize("through", ["infer", "slot"])
+@pytest.mark.parametrize(("given", "answered"), [(BF16, BF16), (F, BF16), (BF16, F)])
+def test_tensors_of_bfloat16_are_given_and_answered_as_float32(
+    loaded: Loaded, tmp_path: Path, given: int, answered: int, through: str
+) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], to=F),
+        helper.make_node("Mul", ["wide", "two"], ["twice"]),
+        helper.make_node("Cast", ["twice"], ["y"], to=answered),
+        helper.make_node("Cast", ["n"], ["m"], to=I64),  # the others stay as they are
+    ]
+    two = {"two": np.array(2, np.float32)}
+    inputs = [("n", I64, ["N", 1]), ("x", given, ["N", 3])]
+    path, signature = model_of(tmp_path, nodes, inputs, [("y", answered, ["N", 3]), ("m", I64, ["N", 1])], two)
+    engine = loaded(path, signature)
+    # What a bfloat16 cannot tell apart is rounded: of two equally near ones to the even one.
+    x = np.array([[1, -2.5, 1.001], [np.nan, np.inf, 0], [1.00390625, 1.01171875, 65280]], np.float32)
+    kept = np.array([[1, -2.5, 1], [np.nan, np.inf, 0], [1, 1.015625, 65280]], np.float32)
+    for rows in (1, 3):
+        asked = {"x": x[:rows], "n": np.arange(rows)[:, None]}
+        if through == "infer":
+            found = engine.infer(asked)
+        else:
+            slot = runtimes.slot_of(engine, 4)
+            slot.fill([asked], rows)
+            found = slot.run()
+        assert found["y"].dtype == np.float32
+        exact = kept if BF16 in (given, answered) else x
+        np.testing.assert_array_equal(found["y"], 2 * exact[:rows])
+        np.testing.assert_array_equal(found["m"], asked["n"])
 
 
 def test_bf16_where_it_is_offered(runtime: Runtime, tmp_path: Path) -> None:

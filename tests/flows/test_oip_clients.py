@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import ml_dtypes  # comes with tritonclient
 import numpy as np
 import onnx
 import pytest
@@ -54,6 +55,9 @@ def graph(name: str) -> tuple[list[Any], list[Tensor], list[Tensor], dict[str, n
     if name == "half":
         tensors = [Tensor(name=n, dtype="float16", shape=(-1, 2)) for n in ("x", "y")]
         return [node("Identity", ["x"], ["y"])], tensors[:1], tensors[1:], {}
+    if name == "brain":
+        tensors = [Tensor(name=n, dtype="bfloat16", shape=(-1, 2)) for n in ("x", "y")]
+        return [node("Identity", ["x"], ["y"])], tensors[:1], tensors[1:], {}
     if name == "wide":
         tensors = [Tensor(name=n, shape=(-1, WIDE)) for n in ("x", "y")]
         return [node("Identity", ["x"], ["y"])], tensors[:1], tensors[1:], {}
@@ -64,7 +68,7 @@ def graph(name: str) -> tuple[list[Any], list[Tensor], list[Tensor], dict[str, n
 
 def publish(name: str, folder: Path, artifacts: Artifacts, catalog: Catalog) -> Version:
     nodes, inputs, outputs, constants = graph(name)
-    codes = DTYPES | {"string": T.STRING, "float16": T.FLOAT16}
+    codes = DTYPES | {"string": T.STRING, "float16": T.FLOAT16, "bfloat16": T.BFLOAT16}
 
     def said(tensors: list[Tensor]) -> list[Any]:
         return [helper.make_tensor_value_info(t.name, codes[t.dtype], ["N", *t.shape[1:]]) for t in tensors]
@@ -97,13 +101,13 @@ def publish(name: str, folder: Path, artifacts: Artifacts, catalog: Catalog) -> 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A served app with five deployments; host and port."""
+    """A served app with a deployment of each; host and port."""
     folder = tmp_path_factory.mktemp("oip")
     store = EmbeddedStore(folder / "redis")
     settings = Settings(data=folder / "data", redis_url=store.start(), threads=1, port=0)
     assert settings.redis_url is not None
     artifacts, catalog = Artifacts(settings.artifacts_url), Catalog.open(settings, settings.redis_url)
-    names = ("net", "text", "half", "wide", "every")
+    names = ("net", "text", "half", "brain", "wide", "every")
     for name in names:
         publish(name, folder, artifacts, catalog)
     app = create_app(settings)
@@ -209,6 +213,20 @@ def test_half_precision(client: triton.InferenceServerClient) -> None:
         client.infer("half", [given("x", values, binary=False)])
 
 
+def test_bfloat16(client: triton.InferenceServerClient, address: str) -> None:
+    values = np.array([[1.5, -0.25], [1.0078125, np.inf]], ml_dtypes.bfloat16)
+    asked = triton.InferInput("x", values.shape, "BF16")
+    asked.set_data_from_numpy(values)
+    told = client.infer("brain", [asked])
+    np.testing.assert_array_equal(told.as_numpy("y").astype(np.float32), values.astype(np.float32))
+    assert told.get_output("y")["datatype"] == "BF16"
+    assert client.get_model_config("brain")["input"][0]["data_type"] == "TYPE_BF16"
+    with pytest.raises(InferenceServerException, match="BF16, of which JSON has no numbers"):
+        client.infer("brain", [asked], outputs=[triton.InferRequestedOutput("y", binary_data=False)])
+    plain = httpx.post(f"http://{address}/predict/brain", json={"inputs": [[1.5, 1.001]]})
+    assert plain.json()["outputs"] == {"y": [[1.5, 1.0]]}
+
+
 @pytest.mark.parametrize("binary", [True, False])
 def test_strings(client: triton.InferenceServerClient, binary: bool) -> None:
     values = np.array([["größe", ""], ["b", "c" * 1000]], object)
@@ -291,7 +309,7 @@ def test_statistics(client: triton.InferenceServerClient) -> None:
     (after,) = client.get_inference_statistics("net", "1")["model_stats"]
     assert after["inference_count"] == before["inference_count"] + 2
     assert after["inference_stats"]["success"]["count"] == before["inference_stats"]["success"]["count"] + 1
-    assert len(client.get_inference_statistics()["model_stats"]) == 5
+    assert len(client.get_inference_statistics()["model_stats"]) == 6
 
 
 async def test_the_asynchronous_client(address: str) -> None:
@@ -302,7 +320,7 @@ async def test_the_asynchronous_client(address: str) -> None:
         assert (await client.get_model_metadata("net"))["name"] == "net"
         assert (await client.get_model_config("net"))["max_batch_size"] == 8
         assert (await client.get_inference_statistics("net"))["model_stats"]
-        assert len(await client.get_model_repository_index()) == 5
+        assert len(await client.get_model_repository_index()) == 6
         values = [np.full((1, 3), i, np.float32) for i in range(40)]
         results = await asyncio.gather(*(client.infer("net", [given("x", v)]) for v in values))
         for result, value in zip(results, values, strict=True):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from networks import SimpleCNN
@@ -48,6 +49,34 @@ def test_an_engine_carries_its_figures_and_its_parents_facts(ready, target) -> N
     _, folder = ready.context({"kind": "convert"}).source(version.ref)
     engine = runtimes.get(target).load(folder, version.signature, LoadOptions(threads=1, max_batch=16))
     assert engine.infer({"x": np.zeros((16, 1, 28, 28), np.float32)})["logits"].shape == (16, 10)
+    engine.close()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_network_in_bfloat16(bench, tmp_path, target) -> None:
+    narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    nodes = [("Cast", ["x"], ["a"], wide), ("MatMul", ["a", "w"], ["b"], None), ("Cast", ["b"], ["y"], narrow)]
+    w = np.random.default_rng(0).standard_normal((64, 10)).astype(np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(op, i, o, **({"to": to} if to else {})) for op, i, o, to in nodes],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", narrow, ["N", 64])],
+        [onnx.helper.make_tensor_value_info("y", narrow, ["N", 10])],
+        [onnx.numpy_helper.from_array(w, "w")],
+    )
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(made, tmp_path / "source.onnx")
+    tensors = [Tensor(name=n, dtype="bfloat16", shape=(-1, k)) for n, k in (("x", 64), ("y", 10))]
+    signature = Signature(inputs=tuple(tensors[:1]), outputs=tuple(tensors[1:]))
+    bench.file("brain", "onnx", tmp_path / "source.onnx", signature)
+    version, _ = bench.run(kind="convert", model="brain@1", target=target, max_batch=4)
+    assert version.signature == signature
+    assert version.metrics.parity.max_rel_diff < 0.01
+    assert version.metrics.parity.tolerance == 5e-2
+    _, folder = bench.context({"kind": "convert"}).source(version.ref)
+    engine = runtimes.get(target).load(folder, version.signature, LoadOptions(threads=1, max_batch=4))
+    found = engine.infer({"x": np.eye(64, dtype=np.float32)[:3]})["y"]
+    np.testing.assert_allclose(found, w[:3], rtol=2**-7)  # the last digit: OpenVINO does not always round to nearest
     engine.close()
 
 

@@ -54,6 +54,21 @@ def test_tensorrt_without_a_driver_says_so(name: str, tmp_path: Path) -> None:
         runtime.load(tmp_path, SIGNATURE, LoadOptions())
 
 
+def test_openvino_comes_without_its_converter() -> None:
+    code = """
+import sys
+from app.runtimes import _libraries
+library = _libraries.openvino()
+assert library is _libraries.openvino() and library.Core and library.save_model
+heavy = [m for m in sys.modules if m.startswith(("openvino.tools.ovc", "openvino.frontend.tensorflow"))]
+assert not heavy, heavy
+assert callable(_libraries.openvino_converter())
+assert sys.modules["openvino_telemetry"] is None
+"""
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
 def test_an_unknown_runtime() -> None:
     with pytest.raises(KeyError):
         runtimes.get("_cuda")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -122,3 +123,50 @@ def test_what_is_measured_is_not_padded(doubler: Engine) -> None:
     for rows in (8, 7):
         doubler.infer({"x": np.zeros((rows, 3), np.float32)})
     assert doubler.met == {7, 8}  # type: ignore[attr-defined]
+
+
+def steady(tmp_path: Path, nodes: list[Any], constants: dict[str, Any]) -> bool:
+    """Whether an engine for x [N, 3] → y is known to do the same work whatever the values."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    source = tmp_path / "m.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    source.write_bytes(model.SerializeToString())
+    openvino.build(source, tmp_path, BuildOptions(), quiet)
+    signature = Signature(inputs=(Tensor(name="x", shape=(-1, 3)),), outputs=(Tensor(name="y", shape=(-1, 3)),))
+    engine = openvino.load(tmp_path, signature, LoadOptions(threads=1))
+    return bool(engine.steady)  # type: ignore[attr-defined]
+
+
+def test_engines_whose_work_depends_on_values_are_known(tmp_path: Path) -> None:
+    w = np.ones((3, 3), np.float32)
+    assert steady(tmp_path, [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": w})
+    positions = helper.make_node("NonZero", ["x"], ["at"])
+    assert not steady(tmp_path, [positions, helper.make_node("Cast", ["at"], ["y"], to=TensorProto.FLOAT)], {})
+
+
+def test_a_loop_is_not_steady(tmp_path: Path) -> None:
+    step = helper.make_graph(
+        [helper.make_node("Add", ["v", "v"], ["v2"]), helper.make_node("Identity", ["go"], ["go2"])],
+        "step",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, [None, 3]),
+        ],
+        [
+            helper.make_tensor_value_info("go2", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v2", TensorProto.FLOAT, [None, 3]),
+        ],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["trips"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["trips", "", "x"], ["y"], body=step),
+    ]
+    assert not steady(tmp_path, nodes, {})

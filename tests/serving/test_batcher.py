@@ -484,3 +484,26 @@ async def test_a_batch_axis_or_none_the_wrong_input_is_told(engine: EchoEngine) 
         with pytest.raises(BadTensor):
             await batcher.submit({"x": np.zeros((1, 3), np.float32)})
         assert batcher.meter.refused["bad_tensor"] == 1
+
+
+async def test_a_whole_batch_does_not_wait_for_the_end_of_the_loops_turn() -> None:
+    """Where thousands of requests have come at once a turn takes long, and the engine would be idle."""
+    engine = EchoEngine(ROWS)
+    async with batching(engine, max_batch=2, max_queue=2) as batcher:
+
+        async def request(value: float) -> Any:
+            return (await batcher.submit(rows(1, value)))["y"][0, 0]
+
+        async def hold_up_the_loop(runs: int) -> None:
+            until = time.monotonic() + 60
+            (runner,) = batcher._crew.flying
+            while len(engine.seen) < runs or runner._ended is None:
+                assert time.monotonic() < until
+                time.sleep(0.001)
+
+        # All of these begin in one turn of the loop. The fifth would find a full queue, if nobody looked.
+        answers = await asyncio.gather(
+            request(1), request(2), hold_up_the_loop(1), request(3), request(4), hold_up_the_loop(2), request(5)
+        )
+        assert [a for a in answers if a is not None] == [1, 2, 3, 4, 5]
+        assert engine.seen == [2, 2, 1]

@@ -9,13 +9,15 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.domain.records import Canary
-from app.errors import BadTensor, DeadlineExceeded, Internal, Overloaded, Unavailable
+from app.api.likeness import refuse_unlike
+from app.domain.records import Canary, Made, Signature, Tensor, Version, now
+from app.errors import BadTensor, DeadlineExceeded, Internal, Overloaded, Unavailable, Unprocessable
 from app.serving.guard import MIN_REQUESTS, Verdict, Watch
 
 from .conftest import Publish
 from .test_deployments import answered, ask, put, settle
 
+Shapes = tuple[tuple[str, str, tuple[int, ...]], ...]
 BROKEN = Internal("x", code="engine_failed")
 
 
@@ -66,16 +68,30 @@ def test_what_is_not_the_services_fault_does_not_count() -> None:
     assert [v.reason for v in found] == ["error_rate"]
 
 
-def test_deadlines_count_unless_they_were_shorter_than_an_answer_takes() -> None:
-    canary, found = watch(max_error_rate=0.5, min_requests=4)
-    for _ in range(4):
-        canary.ended(0.010)
-    for _ in range(100):
-        canary.ended(0.001, DeadlineExceeded("x"))
-    assert (found, canary.figures()["errors"]) == ([], 0)
-    for _ in range(5):
-        canary.ended(1.0, DeadlineExceeded("x"))
+def test_a_clients_own_deadline_is_no_error() -> None:
+    canary, found = watch(max_error_rate=0, min_requests=1)
+    for seconds in (0.000001, 0.001, 1.0):
+        canary.ended(seconds, DeadlineExceeded("x"))
+    assert (found, canary.figures()["requests"]) == ([], 0)
+    canary.ended(1.0, DeadlineExceeded("x", code="engine_hung"))
     assert [v.reason for v in found] == ["error_rate"]
+
+
+def test_a_deadline_that_passed_later_than_the_bound_is_a_slow_answer() -> None:
+    canary, found = watch(max_error_rate=0, max_p99_ms=50, min_requests=2)
+    for _ in range(100):
+        canary.ended(0.050, DeadlineExceeded("x"))  # it may have been about to answer
+    assert (found, canary.figures()["requests"]) == ([], 0)
+    for _ in range(2):
+        canary.ended(0.051, DeadlineExceeded("x"))
+    assert [(v.reason, v.figures["errors"]) for v in found] == [("p99", 0)]
+
+
+def test_a_refusal_of_what_the_main_version_answers_is_an_error() -> None:
+    canary, found = watch(max_error_rate=0.5, min_requests=3)
+    for _ in range(3):
+        canary.blame()
+    assert [v.figures["errors"] for v in found] == [3]
 
 
 def test_a_broken_p99_by_two_slow_answers_at_the_least() -> None:
@@ -110,6 +126,101 @@ def test_only_the_newest_count() -> None:
 
 
 BOUNDS = {"max_error_rate": 0.2, "min_requests": 5}
+
+
+async def test_a_deadline_too_short_for_any_version_says_nothing_of_the_canary(
+    client: httpx.AsyncClient, publish: Publish
+) -> None:
+    publish(factor=1)
+    publish(factor=2)
+    canary = {"model": "net@2", "percent": 100, "max_error_rate": 0, "min_requests": 1}
+    await put(client, "net@1", canary=canary)
+    tensor = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
+    for _ in range(5):
+        late = await client.post("/predict/web", json={"inputs": [[1, 0, 0]]}, headers={"X-Timeout-Ms": "0.000001"})
+        assert late.status_code == 504
+        late = await client.post("/v2/models/web/infer", json={"inputs": [tensor], "parameters": {"timeout": 1}})
+        assert late.status_code in (504, 200)  # one microsecond is much for some machines
+    assert (await answered(client))[0] == "net@2"
+    body = (await client.get("/v1/deployments/web")).json()
+    assert (body["returned"], body["canary"]["model"]) == (None, "net@2")
+
+
+async def test_what_only_the_canary_refuses_the_main_version_answers(
+    app: FastAPI, client: httpx.AsyncClient, publish: Publish
+) -> None:
+    publish(factor=1)
+    publish(factor=2)
+    canary = {"model": "net@2", "percent": 100, "max_error_rate": 0.5, "min_requests": 3}
+    await put(client, "net@1", canary=canary)
+    lane = app.state.fleet.lane("web")
+    lane.batcher.max_batch = 1  # as if its engine refused what the other's takes
+    for _ in range(3):  # what both refuse is the client's mistake
+        assert (await client.post("/predict/web", json={"inputs": [[1, 0]]})).status_code == 422
+        refused = await client.post("/v2/models/web/infer", json={"inputs": []})
+        assert refused.status_code == 400
+    assert lane.watch.figures()["requests"] == 0
+    for _ in range(2):
+        found = (await client.post("/predict/web", json={"inputs": [[1, 0, 0]] * 2})).json()
+        assert (found["model"], found["outputs"]["logits"]) == ("net@1", [[1, 0, 0]] * 2)
+    pinned = {"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32", "data": [1] * 6}]}
+    assert (await client.post("/v2/models/web/versions/2/infer", json=pinned)).status_code == 400
+    assert lane.watch.figures()["errors"] == 2
+    found = (await client.post("/v2/models/web/infer", json=pinned)).json()
+    assert (found["model_version"], found["outputs"][0]["data"]) == ("1", [1] * 6)
+    async with asyncio.timeout(30):
+        while (body := (await client.get("/v1/deployments/web")).json())["returned"] is None:
+            await asyncio.sleep(0.02)
+    assert (body["returned"]["reason"], body["returned"]["figures"]["errors"]) == ("error_rate", 3)
+
+
+def signed(inputs: Shapes, outputs: Shapes = (("logits", "float32", (-1, 3)),), **fields: Any) -> Version:
+    """A version of net whose tensors are (name, dtype, shape)."""
+    tensors = {
+        kind: tuple(Tensor(name=name, dtype=dtype, shape=shape) for name, dtype, shape in given)  # type: ignore[arg-type]
+        for kind, given in (("inputs", inputs), ("outputs", outputs))
+    }
+    draft = {"name": "net", "version": 1, "format": "onnxruntime", "folder": "f", "files": {}, "bytes": 1}
+    draft |= {"signature": Signature(**tensors), "made_by": Made(job="j", spec={}), "created_at": now()}
+    return Version.model_validate(draft | fields)
+
+
+X = ("x", "float32", (-1, 3))
+
+
+@pytest.mark.parametrize(
+    ("main", "other", "why"),
+    [
+        (signed((X,)), signed((X,)), None),
+        (signed((X,)), signed((("x", "float32", (-1, -1)),)), None),
+        (signed((("x", "float32", (-1, -1)),)), signed((X,)), "does not take every shape of 'x'"),
+        (signed((X,)), signed((("x", "float32", (-1, 4)),)), "does not take every shape of 'x'"),
+        (signed((X,)), signed((("x", "float32", (-1, 3, 1)),)), "does not take every shape of 'x'"),
+        (signed((X,)), signed((("x", "float64", (-1, 3)),)), "takes 'x' as another dtype"),
+        (signed((X,)), signed((("y", "float32", (-1, 3)),)), "has other inputs"),
+        (signed((X,)), signed((X, ("y", "float32", (-1, 3)))), "has other inputs"),
+        (signed((X,)), signed((X,), (("logits", "float32", (-1, 9)),)), None),
+        (signed((X,)), signed((X,), (("scores", "float32", (-1, 3)),)), "has other outputs"),
+        (signed((X,)), signed((X,), (("logits", "float16", (-1, 3)),)), "has other outputs"),
+        (signed((X,), preprocess={"resize": 8}), signed((X,)), "takes no images"),
+        (signed((X,)), signed((X,), preprocess={"resize": 8}), None),
+        (signed((X,)), signed((X,), details={"max_batch": 8}), "takes only 8 rows in a request, and net@1 takes 64"),
+        (signed((X,), details={"max_batch": 8}), signed((X,)), None),
+    ],
+)
+def test_a_canary_takes_whatever_the_main_version_takes(main: Version, other: Version, why: str | None) -> None:
+    if why is None:
+        refuse_unlike(main, other, "canary", None)
+        return
+    with pytest.raises(Unprocessable, match=f"the canary net@1 {why}") as found:
+        refuse_unlike(main, other, "canary", None)
+    assert found.value.code == "canary_differs"
+    for version in (main, other):  # both signatures are told
+        told = version.signature.inputs[0]
+        assert f"{told.name}: {told.dtype} {list(told.shape)}" in found.value.detail
+    if "rows" in why:
+        assert '"max_batch": 8' in found.value.hint
+        refuse_unlike(main, other, "canary", 8)
 
 
 async def test_a_canary_that_fails_is_taken_back(app: FastAPI, client: httpx.AsyncClient, publish: Publish) -> None:
@@ -205,8 +316,6 @@ async def test_a_canary_that_does_not_load_keeps_nothing_from_serving(
 
 
 async def test_canaries_that_cannot_be(client: httpx.AsyncClient, publish: Publish) -> None:
-    from app.domain.records import Signature, Tensor
-
     publish()
     tensors = {"inputs": (Tensor(name="y", shape=(-1, 3)),), "outputs": (Tensor(name="logits", shape=(-1, 3)),)}
     publish("other", signature=Signature(**tensors))

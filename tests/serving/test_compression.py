@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import gzip
+import random
 import zlib
 
 import pytest
 
 from app.errors import BadRequest, NotSupported, TooLarge
-from app.serving.compression import accepted, coding, packed, unpacked
+from app.serving.compression import Unpacking, accepted, coding, packed
+
+
+def unpacked(body: bytes, coding: str, limit: int) -> bytes:
+    unpacking, parts, more = Unpacking(body, coding, limit), [], True
+    while more:
+        part, more = unpacking.step()
+        parts.append(part)
+    return b"".join(parts)
+
 
 TEXT = b"the same words " * 1000
 
@@ -52,6 +62,22 @@ def test_broken_bodies(name: str) -> None:
             unpacked(broken, name, 10**6)
     with pytest.raises(BadRequest):
         unpacked(whole + b"more", name, 10**6)
+
+
+@pytest.mark.parametrize("name", ["gzip", "deflate"])
+def test_it_comes_in_parts(name: str) -> None:
+    large = random.Random(0).randbytes(3000) * 1000
+    unpacking = Unpacking(packed(large, name), name, len(large))
+    parts, more = [], True
+    while more:
+        part, more = unpacking.step()
+        parts.append(part)
+    assert b"".join(parts) == large
+    assert len(parts) == 3
+    for size in (1, 1 << 20, (1 << 20) - 1, (1 << 20) + 1, 2 << 20):  # where a part ends, and the body with it
+        assert unpacked(packed(bytes(size), name), name, size) == bytes(size)
+        with pytest.raises(BadRequest, match="in the middle"):
+            unpacked(packed(bytes(size), name)[:-9], name, size)
 
 
 def test_codings() -> None:

@@ -195,6 +195,37 @@ async def test_engines_are_not_loaded_without_end(monkeypatch: pytest.MonkeyPatc
         assert (await batcher.submit(rows(1)))["y"][0, 0] == 1
 
 
+async def test_runs_that_can_be_ended_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then as many may hang, one after the other, as like."""
+    monkeypatch.setattr(crew, "_ABANDONED_MOST", 2)
+    monkeypatch.setattr(crew, "_REOPEN_S", (0.01,))
+    ended: list[int | None] = []
+
+    class Ending(EchoEngine):
+        def interrupt(self, thread: int) -> None:
+            ended.append(thread)
+            self.released.set()
+
+    def make() -> Engine:
+        return Ending(ROWS, behaviour=Behaviour(hang_on=HANG))
+
+    batcher = Batcher(make(), Meter("m", "1"), run_timeout_s=LONG_S, reopen=make)
+    threads = []
+    for _ in range(6):
+        before = batcher.engine
+        stuck = await hang(batcher)
+        threads.append(batcher._crew._abandoned[-1].thread)
+        with pytest.raises(DeadlineExceeded):
+            await stuck
+        await until(lambda was=before: batcher.engine is not was)  # type: ignore[misc]
+        assert (await batcher.submit(rows(1)))["y"][0, 0] == 1
+    assert {thread.ident for thread in threads} <= set(ended)
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 60)
+        assert not thread.is_alive()
+    await batcher.close(60)
+
+
 async def test_closing_while_it_hangs_and_while_it_is_replaced() -> None:
     gate, shop = threading.Event(), Shop()
 

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.embedded import EmbeddedStore
+from app.metrics import KEPT_S
 from app.serving.lane import Lane
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
@@ -349,6 +350,29 @@ async def test_redis_that_goes_and_comes_back(
         store.stop()
 
 
+async def test_models_that_follow_each_other_under_a_name_are_counted_apart(
+    app: FastAPI, client: httpx.AsyncClient, publish: Publish
+) -> None:
+    publish("a", factor=1)
+    publish("b", factor=2)
+    for times, ref in ((2, "a@1"), (3, "b@1")):
+        await put(client, ref)
+        for _ in range(times):
+            assert (await answered(client))[0] == ref
+    lines = (await client.get("/metrics")).text.splitlines()
+    for times, ref in ((2, "a@1"), (3, "b@1")):
+        at = f'model="web",version="1",ref="{ref}"'
+        assert f'enginesmith_stage_seconds_count{{{at},stage="queue"}} {times}' in lines
+    assert 'nv_inference_count{model="web",version="1"} 5' in lines  # Triton's names have Triton's labels
+    (told,) = (await client.get("/v2/models/web/stats")).json()["model_stats"]
+    assert (told["version"], told["inference_count"]) == ("1", 3)
+    # What has gone is forgotten after a while, and what is served is not.
+    app.state.fleet.meters.keep({("web", "b@1")}, time.monotonic() + KEPT_S)
+    text = (await client.get("/metrics")).text
+    assert 'ref="b@1"' in text
+    assert 'ref="a@1"' not in text
+
+
 async def test_health_and_metrics(client: httpx.AsyncClient, publish: Publish) -> None:
     publish(factor=1)
     assert (await client.get("/healthz/live")).json() == {"status": "live"}
@@ -381,7 +405,7 @@ async def test_the_engine_that_served_is_closed(app: FastAPI, client: httpx.Asyn
     await put(client, "net@1")
     engine = app.state.fleet.lane("web").batcher.engine
     await put(client, "net@2")
-    await until(lambda: engine._session is None)
+    await until(lambda: engine._run is None)
 
 
 async def test_a_client_that_hangs_up_is_not_served(settings: Settings, publish: Publish, serve: Serve) -> None:

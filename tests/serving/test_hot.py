@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -279,6 +280,31 @@ async def test_bodies_together_are_bounded(settings: Settings) -> None:
         assert (await (await plain.connect()).post()).status == 200  # a small one finds room
         await one.send(b" " * (100 - len(ROW)) + ROW)
         assert (await one.answer()).status == 200
+
+
+async def test_what_bodies_unpack_to_counts_with_them(settings: Settings) -> None:
+    gated = lane([X], [Y])
+    engine = Gated(gated.signature)
+    made = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
+    whole = orjson.dumps({"inputs": [made]}) + b" " * 1_900_000
+    small = gzip.compress(whole)
+    path, coding = "/v2/models/plain/infer", {"Content_Encoding": "gzip"}
+    limits = {"max_predict_bytes": 2 * MiB, "max_bodies_bytes": 3 * MiB}
+    async with served(
+        settings, lambda: Lane(gated.plan, gated.version, engine, gated.batcher.meter), **limits
+    ) as plain:
+        one, other = await plain.connect(), await plain.connect()
+        await one.send(request(len(small), path, **coding) + small)
+        await until(lambda: engine.begun == 1)
+        assert plain.hot._flights.held == len(small) + len(whole)
+        answer = await other.post(small, path, **coding)
+        assert (answer.status, answer.headers["retry-after"]) == (429, "1")
+        assert "ENGINESMITH_MAX_BODIES_BYTES" in answer.json["error"]
+        assert plain.hot._flights.held == len(small) + len(whole)
+        engine.gate.set()
+        assert (await one.answer()).status == 200
+        assert (await other.post(small, path, **coding)).status == 200
+    await gated.close(1)
 
 
 async def test_who_goes_away_does_not_reach_the_engine(settings: Settings) -> None:

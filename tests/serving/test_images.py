@@ -20,6 +20,7 @@ from PIL import Image
 
 from app.domain.records import Tensor
 from app.errors import BadTensor, DeadlineExceeded, Overloaded
+from app.intake import pictures
 from app.intake.preprocess import apply, parse
 from app.serving.decoding import Decoding
 
@@ -144,6 +145,51 @@ def test_every_step_is_as_in_plain_numpy() -> None:
             ))  # fmt: skip
             assert got.flags.c_contiguous
             np.testing.assert_array_equal(got, wanted.transpose(2, 0, 1) if layout == "NCHW" else wanted)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize(
+    ("size", "side", "crop"),
+    [((480, 360), 256, (224, 224)), ((360, 480), 256, (224, 224)), ((500, 375), 256, (224, 224)),
+     ((83, 61), 40, (32, 36)), ((61, 83), 40, (36, 32)), ((40, 30), 64, (50, 60)), ((30, 29), 29, (20, 10)),
+     ((300, 7), 3, (3, 50)), ((7, 300), 3, (50, 3)), ((90, 60), 30, (30, 45)), ((50, 1), 2, (1, 1))],
+)  # fmt: skip
+def test_only_what_the_crop_leaves_is_computed_and_nothing_differs(
+    mode: str, interpolation: str, size: tuple[int, int], side: int, crop: tuple[int, int]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).convert(mode)
+    share = side / min(size)
+    width, height = max(1, round(size[0] * share)), max(1, round(size[1] * share))
+    left, top = (width - crop[1]) // 2, (height - crop[0]) // 2
+    whole = picture.resize((width, height), getattr(Image.Resampling, interpolation.upper()))
+    wanted = np.asarray(whole.crop((left, top, left + crop[1], top + crop[0]))).reshape(*crop, -1)
+    how = {"resize": side, "crop": crop, "channels": wanted.shape[-1], "interpolation": interpolation}
+    np.testing.assert_array_equal(read(encoded(picture), **how, dtype="uint8"), wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("several", [True, False])
+def test_one_mean_or_one_a_channel(dtype: str, channels: int, several: bool) -> None:
+    mean, std = ([3.0, 7, 11][:channels], [2.0, 4, 8][:channels]) if several else ([5.0], [2.0])
+    how = {"channels": channels, "order": "BGR"} | ({"mean": mean, "std": std} if dtype == "float32" else {})
+    picture = Image.fromarray(CORNERS).convert("RGB" if channels == 3 else "L")
+    pixels = np.asarray(picture).reshape(16, 24, -1)[..., ::-1]
+    wanted = pixels if dtype == "uint8" else (pixels.astype(np.float32) - np.float32(mean)) / np.float32(std)
+    for layout, axes in (("NHWC", (0, 1, 2)), ("NCHW", (2, 0, 1))):
+        row = read(encoded(picture), **how, dtype=dtype, layout=layout)
+        assert (row.dtype, row.flags.c_contiguous, row.flags.writeable) == (np.dtype(dtype), True, True)
+        np.testing.assert_array_equal(row, wanted.transpose(axes))
+
+
+def test_scans_are_counted_across_the_pieces_that_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = b"\xff\xd8" + b"\xff\xda" * 5 + b"\xff\xff\xda\xda" + b"\0" * 7 + b"\xff\xda"
+    for at_once in range(1, 30):
+        monkeypatch.setattr(pictures, "_AT_ONCE", at_once)
+        assert pictures._scans(data) == data.count(b"\xff\xda") == 7
+    assert pictures._scans(b"\xff") == pictures._scans(b"") == 0
 
 
 async def test_what_waits_to_be_decoded_is_bounded() -> None:

@@ -16,9 +16,12 @@ from fastapi import FastAPI
 
 from app.domain.records import Deployment, Tensor, now
 from app.serving.lane import Lane
+from app.storage.artifacts import Artifacts
 
 from .conftest import Publish, Serve
+from .test_deployments import put, settle
 from .test_predict import lane, serve_lane
+from .test_swaps import nothing_loads
 
 X, Y = Tensor(name="x", shape=(-1, 3)), Tensor(name="y", shape=(-1, 3))
 ONE = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
@@ -141,6 +144,10 @@ async def test_bombs_and_broken_and_unknown_encodings(client: httpx.AsyncClient,
         ({"inputs": [ONE | {"shape": [1, 4], "data": [1, 2, 3, 4]}]}, "FP32 [-1, 3]"),
         ({"inputs": [ONE | {"datatype": "INT8"}]}, "FP32 [-1, 3]"),
         ({"inputs": [ONE | {"data": [1, 2, "3"]}]}, "holds strings"),
+        (
+            {"inputs": [ONE | {"data": [1, 2, "3"]}]},
+            "row-major order, in one flat list or nested; the model takes x: FP32",
+        ),
         ({"inputs": [ONE | {"shape": [5, 3], "data": list(range(15))}]}, "max_batch is 4"),
         ({"inputs": []}, "missing"),
         ({"inputs": [ONE], "outputs": [{"name": "z"}]}, "no output 'z'"),
@@ -189,6 +196,8 @@ async def test_timeouts_that_are_none(client: httpx.AsyncClient, plain: Lane) ->
         told = refused(await client.post(URL, json={"inputs": [ONE]}, headers={"X-Timeout-Ms": given}), 400)
         assert "X-Timeout-Ms" in told
     refused(await client.post(URL, json={"inputs": [ONE]}, headers={"X-Timeout-Ms": "0"}), 504)
+    for given in ("1e+06", "1e999", "9" * 400, "60000."):
+        answered(await client.post(URL, json={"inputs": [ONE]}, headers={"X-Timeout-Ms": given}))
     huge = {"inputs": [ONE], "parameters": {"timeout": 2**63}}
     answered(await client.post(URL, json=huge))
 
@@ -260,6 +269,29 @@ async def test_ready_tells_the_truth(app: FastAPI, client: httpx.AsyncClient, pl
     assert [m["name"] for m in ready] == ["plain"]
     refused(await client.post("/v2/repository/index", json={"ready": 1}), 400)
     refused(await client.post("/v2/repository/index", content=b"{"), 400)
+
+
+async def test_the_index_tells_what_loads_and_what_has_failed(
+    app: FastAPI, client: httpx.AsyncClient, publish: Publish, artifacts: Artifacts
+) -> None:
+    publish(factor=1)
+    publish(factor=2)
+    artifacts.put_bytes(b"damaged", f"{publish(factor=3).folder}/model.onnx")
+    await put(client, "net@1")
+
+    async def told(**asked: bool) -> list[tuple[str, str, str]]:
+        index = (await client.post("/v2/repository/index", json=asked)).json()
+        return [(m["version"], m["state"], m["reason"]) for m in index if m["name"] == "web"]
+
+    with nothing_loads(app.state.fleet):
+        await client.put("/v1/deployments/web", json={"model": "net@2"})
+        assert await told() == [("1", "READY", ""), ("2", "LOADING", "")]
+        assert await told(ready=True) == [("1", "READY", "")]
+    await settle(client, "ready")
+    assert await told() == [("2", "READY", "")]
+    failed = (await put(client, "net@3")).json()
+    assert await told() == [("2", "READY", ""), ("3", "UNAVAILABLE", failed["error"]["detail"])]
+    assert await told(ready=True) == [("2", "READY", "")]
 
 
 async def test_what_sleeps_is_ready_and_a_question_does_not_wake_it(

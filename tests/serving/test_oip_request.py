@@ -84,6 +84,19 @@ def test_every_number_as_bytes(dtype: str) -> None:
     assert np.shares_memory(found, np.frombuffer(data, np.uint8))  # a view: nothing was copied
 
 
+def test_bfloat16_comes_as_its_bits_alone() -> None:
+    brain = form(Tensor(name="x", dtype="bfloat16", shape=(-1, 3)))
+    entry = {"name": "x", "shape": [1, 3], "datatype": "BF16"}
+    bits = struct.pack("<3H", 0x3F80, 0xC020, 0x7F80)
+    for data, length in (binary(entry, bits), (bits, b"0")):
+        found = read(brain, data, length)["x"]
+        assert found.dtype == np.float32
+        assert found.tolist() == [[1.0, -2.5, float("inf")]]
+    assert "JSON has no numbers of BF16" in refusal(brain, body(entry | {"data": [1, 2, 3]}))
+    data, length = binary(entry, struct.pack("<3f", 1, 2, 3))
+    assert "is 6 bytes, and its binary_data_size 12" in refusal(brain, data, length)
+
+
 @pytest.mark.parametrize("dtype", [d for d in NUMBERS if d != "float16"])
 def test_every_number_as_json(dtype: str) -> None:
     entry = {"name": "x", "shape": [1, 3], "datatype": DATATYPES[dtype], "data": [1, 2, 127]}

@@ -51,3 +51,16 @@ def test_sharing(fixed: float, row: float, rows: int, idle: int, first: int) -> 
 def test_nothing_is_divided_before_different_sizes_were_seen() -> None:
     assert Pace().share(8, 2) == 8
     assert learned(0.001, 0.001, (4, 4)).share(8, 2) == 8
+
+
+def test_brief_runs() -> None:
+    pace = Pace()
+    assert not pace.brief(1)  # nothing is known
+    pace.ran(8, 0.0, 0.0001, 0.0001)
+    assert not pace.brief(1)
+    pace.ran(1, 1.0, 1.0003, 1.0003)
+    assert pace.brief(1)
+    assert pace.brief(3)
+    assert not pace.brief(4)
+    pace.ran(1, 2.0, 2.1, 2.1)  # one that took long is reason enough to have it done elsewhere
+    assert not pace.brief(1)

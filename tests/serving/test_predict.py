@@ -159,6 +159,8 @@ async def test_images(client: httpx.AsyncClient, picture: Lane) -> None:
         (b'{"inputs": [[1, 2, 3]]}', {"X-Timeout-Ms": "soon"}, 422, "X-Timeout-Ms"),
         (b'{"inputs": [[1, 2, 3]]}', {"X-Timeout-Ms": "-1"}, 422, "X-Timeout-Ms"),
         (b'{"inputs": [[1, 2, 3]]}', {"X-Timeout-Ms": "nan"}, 422, "X-Timeout-Ms"),
+        (b'{"inputs": [[1, 2, 3]]}', {"X-Timeout-Ms": "1_000"}, 422, "X-Timeout-Ms"),
+        (b'{"inputs": [[1, 2, 3]]}', {"X-Timeout-Ms": "1e"}, 422, "X-Timeout-Ms"),
         (b'{"inputs": [[1, 2, 3]]}', {"X-Timeout-Ms": "0"}, 504, "deadline"),
     ],
 )
@@ -172,7 +174,68 @@ async def test_problems(
     body = response.json()
     assert said in body["detail"]
     assert body["instance"] == "/predict/plain"
+    if status == 422:
+        assert [(type(e["loc"]), e["msg"]) for e in body["errors"]] == [(list, body["detail"])]
     assert plain.batcher.engine.seen == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("content", "query", "loc"),
+    [
+        (b'{"inputs": [[1, 2]]}', "", ["inputs", "x"]),
+        (b'{"inputs": {"x": [["a", 2, 3]]}}', "", ["inputs", "x"]),
+        (b'{"inputs": {"z": [[1, 2, 3]]}}', "", ["inputs"]),
+        (b'{"inputs": [[1, 2, 3]], "top_k": 0}', "", ["top_k"]),
+        (b'{"inputs": [[1, 2, 3]], "outputs": ["z"]}', "", ["outputs"]),
+        (b'{"inputs": [[1, 2, 3]], "colour": 1}', "", ["colour"]),
+        (None, "", ["inputs", "x"]),
+        (None, "?top_k=1_0", ["top_k"]),
+        (None, "?top_k=%D9%A3", ["top_k"]),  # a three in Arabic
+    ],
+)
+async def test_an_error_says_where(
+    client: httpx.AsyncClient, plain: Lane, content: bytes | None, query: str, loc: list[str]
+) -> None:
+    kind = "application/json" if content else NPY
+    content = content or npy(np.zeros((1, 3), np.float32 if query else np.int32))
+    response = await client.post(f"/predict/plain{query}", content=content, headers={"Content-Type": kind})
+    assert response.status_code == 422
+    assert [e["loc"] for e in response.json()["errors"]] == [loc]
+
+
+async def test_hints_can_be_followed(app: FastAPI, client: httpx.AsyncClient, picture: Lane) -> None:
+    serve_lane(app, "text", lane([Tensor(name="t", dtype="string", shape=(-1,))], [Y]))
+    content = npy(np.array(["a", "b"]))
+    refused = (await client.post("/predict/text", content=content, headers={"Content-Type": NPY})).json()
+    assert (refused["status"], "application/json" in refused["hint"]) == (422, True)
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    refused = (await client.post("/predict/picture", content=b"--x--\r\n", headers=kind)).json()
+    assert ("no image" in refused["detail"], "-F file=@" in refused["hint"]) == (True, True)
+
+
+async def test_what_an_npz_unpacks_to_counts_with_all_bodies(settings: Settings, serve: Serve) -> None:
+    bounds = {"max_predict_bytes": 4_000_000, "max_bodies_bytes": 4_000_000}
+    async with serve(settings.model_copy(update=bounds)) as (app, client):
+        plain = lane([X], [Y])
+        gated = Gated(plain.signature)
+        serve_lane(app, "plain", Lane(plain.plan, plain.version, gated, Meter("m", "1")))
+        flights = app.hot._flights  # type: ignore[attr-defined]
+        stream = io.BytesIO()
+        np.savez_compressed(stream, x=np.zeros((4, 3), np.float32))
+        small = client.post("/predict/plain", content=stream.getvalue(), headers={"Content-Type": NPZ})
+        running = asyncio.create_task(small)
+        await until(lambda: gated.begun > 0)
+        assert flights.held == len(stream.getvalue()) + 128 + 48
+        stream = io.BytesIO()
+        np.savez_compressed(stream, x=np.zeros((330_000, 3), np.float32))
+        flights.held += 1_000_000  # others
+        refused = await client.post("/predict/plain", content=stream.getvalue(), headers={"Content-Type": NPZ})
+        assert (refused.status_code, refused.json()["code"]) == (429, "too_many_bytes")
+        flights.held -= 1_000_000
+        gated.gate.set()
+        assert (await running).status_code == 200
+        assert flights.held == 0
+        await plain.close(1)
 
 
 async def test_an_unknown_deployment(client: httpx.AsyncClient) -> None:

@@ -41,6 +41,13 @@ async def becomes(client: httpx.AsyncClient, expected: tuple[str, float] | int, 
             await asyncio.sleep(0.02)
 
 
+async def taken_back(client: httpx.AsyncClient) -> None:
+    """Waits until everybody can see that the canary is over."""
+    async with asyncio.timeout(30):
+        while (await client.get("/v1/deployments/web")).json()["returned"] is None:
+            await asyncio.sleep(0.02)
+
+
 async def test_what_one_is_told_all_serve(pair: tuple[Settings, Settings], publish: Publish, serve: Serve) -> None:
     publish(factor=1)
     publish(factor=2)
@@ -68,6 +75,7 @@ async def test_a_canary_taken_back_by_one_is_gone_for_all(
         await put(one, "net@1", canary=canary)
         await becomes(two, ("net@2", 2.0))
         await asyncio.gather(*(ask(client, value=200.0) for client in (one, two) for _ in range(8)))
+        await taken_back(one)  # a replica that has seen it asks it no more, even before Redis knows
         for client in (one, two):
             await becomes(client, ("net@1", 1.0))
             body = await settle(client, "ready")
@@ -76,6 +84,23 @@ async def test_a_canary_taken_back_by_one_is_gone_for_all(
         returns = [app.state.fleet._returns.get("web", 0) for app in (first, second)]
         assert sorted(returns) == [0, 1]
         assert body["returned"]["replica"] in (first.state.fleet.replica, second.state.fleet.replica)
+
+
+async def test_one_replica_alone_sees_that_a_canary_is_bad(
+    pair: tuple[Settings, Settings], publish: Publish, serve: Serve
+) -> None:
+    publish(factor=1)
+    publish(factor=2, fragile=True)
+    async with serve(pair[0]) as (first, one), serve(pair[1]) as (second, two):
+        canary = {"model": "net@2", "percent": 100, "max_error_rate": 0, "min_requests": 3}
+        await put(one, "net@1", canary=canary)
+        await becomes(two, ("net@2", 2.0))  # and never anything else than good answers there
+        for _ in range(3):
+            await ask(one, value=200.0)
+        await becomes(two, ("net@1", 1.0))
+        returned = (await settle(two, "ready"))["returned"]
+        assert (returned["replica"], returned["figures"]["errors"]) == (first.state.fleet.replica, 3)
+        assert second.state.fleet._returns == {}
 
 
 async def test_a_person_is_faster_than_the_return(

@@ -15,11 +15,12 @@ import pytest
 from fastapi import FastAPI
 
 from app.domain.records import Made, Signature, Tensor, Version, now
-from app.metrics import Meter
+from app.metrics import KEPT_S, Meter
 from app.runtimes import Arrays
 from app.runtimes.echo import EchoEngine
 from app.serving import shadow
 from app.serving.lane import Lane, Plan
+from app.serving.place import Place
 from app.serving.shadow import Difference, Mirror, Tally, compare
 
 from .conftest import Publish
@@ -214,3 +215,60 @@ async def test_a_shadow_that_fails_is_only_counted(client: httpx.AsyncClient, pu
     back = await client.put("/v1/deployments/web", json={"model": "net@2"}, headers={"Prefer": "wait=20"})
     assert (back.json()["previous"], back.json()["shadow"]) == ("net@1", None)
     assert (await client.post("/v1/deployments/web/rollback")).json()["shadow"] is None
+
+
+async def test_figures_begin_anew_when_something_else_is_compared(
+    app: FastAPI, client: httpx.AsyncClient, publish: Publish
+) -> None:
+    for factor in (1, 3, 4):
+        publish(factor=factor)
+
+    def place() -> Place:
+        (found,) = app.state.fleet.places()
+        return found
+
+    async def compared(most: float) -> None:
+        """Asks three times, and waits until they are compared, and nothing else ever was."""
+        for _ in range(3):
+            await answered(client)
+        await until(lambda: place().mirror.tally.compared == 3)
+        assert place().mirror.tally.max_abs == most
+        assert place().figures()["shadow"]["compared"] == 3
+
+    shadow = {"model": "net@2", "percent": 100}
+    await put(client, "net@1", shadow=shadow)
+    await compared(2)
+    await put(client, "net@1", shadow=shadow | {"percent": 99.9999999}, max_queue=77)  # of the same two versions
+    assert place().mirror.tally.compared == 3
+    await put(client, "net@3", shadow=shadow)
+    assert place().mirror.tally.compared == 0
+    await compared(1)
+    await put(client, "net@3")
+    await put(client, "net@3", shadow=shadow)
+    await compared(1)
+    await client.delete("/v1/deployments/web")
+    await put(client, "net@3", shadow=shadow)
+    await compared(1)
+    await put(client, "net@3", shadow={"model": "net@1"})
+    await compared(3)
+
+
+async def test_sleep_keeps_the_figures(app: FastAPI, client: httpx.AsyncClient, publish: Publish) -> None:
+    for factor in (1, 3):
+        publish(factor=factor)
+    await put(client, "net@1", shadow={"model": "net@2"})
+    await answered(client)
+    (place,) = app.state.fleet.places()
+    await until(lambda: place.mirror.tally.compared == 1)
+    app.state.fleet._loading.drain(place.give_up(asleep=True))
+    await answered(client)
+    await until(lambda: place.mirror.tally.compared == 2)
+
+
+def test_a_tally_is_told_for_a_while_after_its_shadow() -> None:
+    tally = Tally()
+    assert not tally.is_over(False, 100.0)
+    assert not tally.is_over(True, 100.0 + KEPT_S)  # back again
+    assert not tally.is_over(False, 200.0 + KEPT_S)
+    assert not tally.is_over(False, 199.0 + 2 * KEPT_S)
+    assert tally.is_over(False, 200.0 + 2 * KEPT_S)

@@ -14,8 +14,11 @@ from fastapi import FastAPI
 
 from app.errors import Problem
 from app.serving.fleet import Fleet
+from app.settings import Settings
+from app.storage.artifacts import Artifacts
+from app.storage.catalog import Catalog
 
-from .conftest import Publish
+from .conftest import Publish, Serve
 from .test_deployments import answered, ask, put, settle
 
 
@@ -115,19 +118,60 @@ async def test_the_old_version_answers_until_the_new_one_is_warm(
     assert await answered(client) == ("net@2", 2.0)
 
 
-async def test_a_first_load_is_not_ready_in_any_way(app: FastAPI, client: httpx.AsyncClient, publish: Publish) -> None:
+async def test_a_first_load_is_not_ready_and_takes_nothing_out_of_service(
+    app: FastAPI, client: httpx.AsyncClient, publish: Publish
+) -> None:
     publish(factor=1)
+    await put(client, "net@1", name="other")
     with nothing_loads(app.state.fleet):
         await client.put("/v1/deployments/web", json={"model": "net@1"})
         assert (await client.get("/healthz/ready")).status_code == 503
-        not_serving = await client.get("/healthz/serving")
-        assert (not_serving.status_code, not_serving.json()["code"]) == (503, "not_serving")
-        assert "web" in not_serving.json()["detail"]
+        assert (await client.get("/v2/health/ready")).status_code == 503
+        # Or else one PUT would have a balancer take away every replica, with all that they serve.
+        assert (await client.get("/healthz/serving")).status_code == 200
+        assert await answered(client, "other") == ("net@1", 1.0)
         refused = await ask(client)
         assert (refused.status_code, refused.json()["code"]) == (503, "deployment_loading")
         assert refused.headers["retry-after"]
     await settle(client, "ready")
-    assert (await client.get("/healthz/serving")).json() == {"status": "serving", "deployments": ["web"]}
+    assert (await client.get("/healthz/serving")).json() == {"status": "serving", "deployments": ["other", "web"]}
+
+
+async def test_a_replica_that_starts_is_not_serving_until_all_is_loaded(
+    settings: Settings, publish: Publish, serve: Serve, catalog: Catalog, artifacts: Artifacts
+) -> None:
+    publish(factor=1)
+    async with serve(settings) as (_, client):
+        await put(client, "net@1")
+        await put(client, "net@1", name="other")
+    fleet = Fleet(settings, catalog, artifacts)
+    try:
+        with nothing_loads(fleet):
+            await fleet.start()
+            await fleet.settled()
+            assert fleet.owed() == ["other", "web"]
+            async with serve(settings) as (_, client):  # another replica; and what is made anew is new for both
+                await put(client, "net@1", name="third")
+                await fleet.settled()
+                assert (fleet.owed(), fleet.unserved()) == (["other", "web"], ["other", "third", "web"])
+        await converged(fleet)
+        assert fleet.owed() == []
+    finally:
+        await fleet.stop()
+
+
+async def test_what_loads_nowhere_keeps_no_replica_from_serving(
+    settings: Settings, publish: Publish, serve: Serve, artifacts: Artifacts
+) -> None:
+    publish(factor=1)
+    artifacts.put_bytes(b"damaged", f"{publish('bad').folder}/model.onnx")
+    for status in (201, 200):
+        async with serve(settings) as (_, client):
+            assert (await put(client, "net@1", name="other")).status_code == status
+            assert (await put(client, "bad@1")).json()["status"] == "failed"
+            await settle(client, "ready", "other")
+            assert (await client.get("/healthz/serving")).status_code == 200
+            assert (await client.get("/healthz/ready")).status_code == 503
 
 
 async def test_the_last_wish_counts(app: FastAPI, client: httpx.AsyncClient, publish: Publish) -> None:
@@ -141,7 +185,7 @@ async def test_the_last_wish_counts(app: FastAPI, client: httpx.AsyncClient, pub
         while (await answered(client))[0] != "net@4":
             pass
     body = await settle(client, "ready")
-    assert (body["model"], body["previous"], body["generation"]) == ("net@4", "net@3", 4)
+    assert (body["model"], body["previous"], body["generation"]) == ("net@4", "net@2", 4)  # net@3 was never loaded
 
 
 async def test_a_deletion_while_it_loads(app: FastAPI, client: httpx.AsyncClient, publish: Publish) -> None:

@@ -179,7 +179,7 @@ def test_what_is_no_json(body: bytes) -> None:
         ("bool", [[1, 0]], "numbers"),
         ("string", [["a", 1]], "numbers"),
         ("float16", [[1, 1e6]], "too large for float16"),
-        ("bfloat16", [[1, 2]], "bfloat16"),
+        ("bfloat16", [["1", 2]], r"bfloat16 \(as float32\)"),
     ],
 )
 def test_json_of_a_wrong_dtype(dtype: str, values: Any, said: str) -> None:
@@ -352,6 +352,12 @@ def test_kinds_of_body() -> None:
         ("application/json, text/plain, */*", "npy", 1, "json"),
         ("application/json;q=0.5, application/x-npz", "npy", 1, "npz"),
         ("text/html, application/*;q=0.2", "json", 1, "json"),
+        ("application/json;q=0, */*", "json", 1, "npy"),
+        ("application/json;q=0, */*", "json", 2, "npz"),
+        ("*/*, application/json;q=0, application/x-npy;q=0", "npy", 1, "npz"),
+        ("*/*;q=0.1, application/*;q=0, application/json;q=0.1", "npy", 1, "json"),
+        ("application/x-npy, application/json;q=0.5", "json", 2, "json"),
+        ("application/json;q=1_0, application/x-npz;q=0.1", "json", 1, "npz"),
     ],
 )
 def test_kinds_of_answer(accept: str | None, body: wire.Kind, outputs: int, kind: str) -> None:
@@ -366,6 +372,8 @@ def test_answers_that_cannot_be_made() -> None:
     assert "x-npz" in str(caught.value.hint)
     with pytest.raises(NotAcceptable):
         wire.answer_kind("application/json;q=0", "json", 1)
+    with pytest.raises(NotAcceptable):
+        wire.answer_kind("application/*;q=0, */*", "json", 1)
 
 
 def test_nan_in_an_answer_is_null_whatever_the_dtype() -> None:

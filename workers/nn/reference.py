@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from enginesmith.shapes import flatten
 
-from app.runtimes import _libraries
+from app.runtimes import _libraries, _ort_values
 from workers.net import Net
 from workers.nn.predict import numpy
 from workers.nn.requests import Ask, Request
@@ -45,7 +45,8 @@ def onnx(path: Path, threads: int) -> Ask:
         plain = ReferenceEvaluator(str(path))
         return lambda request: dict(zip(plain.output_names, plain.run(None, request), strict=True))
     names = [o.name for o in session.get_outputs()]
-    return lambda request: dict(zip(names, session.run(None, request), strict=True))
+    run = _ort_values.runner(onnxruntime, session)
+    return lambda request: dict(zip(names, run(None, request), strict=True))
 
 
 def symbols(path: Path) -> dict[str, list[str | None]]:

@@ -48,7 +48,7 @@ def run(spec: ConvertSpec, ctx: Context) -> Outcome:
     engine = runtime.load(engine_folder, version.signature, options)
     try:
         ctx.progress(0, None, phase="comparing with the source")
-        tolerance = spec.tolerance or TOLERANCES[spec.precision]
+        tolerance = spec.tolerance or _tolerance(spec.precision, version)
         parity = compare(engine, version.signature, source.answer, source.plan, rows, max_batch, tolerance, SEED)
         measured = _quality(engine, version, data, max_batch, ctx)
         timed = _latency(engine, version, source.plan, spec.target, max_batch, ctx)
@@ -63,6 +63,12 @@ def run(spec: ConvertSpec, ctx: Context) -> Outcome:
         ), ctx),
         _report(spec, version, source, parity, measured, timed, notes),
     )  # fmt: skip
+
+
+def _tolerance(precision: str, version: Version) -> float:
+    """What is usual for the precision, or for the narrowest output: its last digit alone may be more than 1e-4."""
+    widths = {"float16": "fp16", "bfloat16": "bf16"}
+    return max(TOLERANCES[p] for p in (precision, *(widths.get(t.dtype, "fp32") for t in version.signature.outputs)))
 
 
 def _runtime(spec: ConvertSpec, version: Version) -> Runtime:

@@ -17,14 +17,17 @@ import orjson
 
 from app.domain.records import Tensor
 from app.domain.tensors import DTYPES
+from app.errors import TooLarge
 
 _HEAD = struct.Struct("=QIHBx")  # bytes of the body, id, lane, kind
 HEAD = _HEAD.size
+MOST_LANES = 0xFFFF
 _ASK = struct.Struct("=dBB6x")  # deadline (0: none), priority, whether stages are wanted
-_TOLD = struct.Struct("=4dII")  # started, gathered, ended, answered; rows and requests of the batch
+_TOLD = struct.Struct("=5dII")  # Times
 _SHAPE = struct.Struct("=QQ")  # dimensions, bytes
 _LENGTH = struct.Struct("=Q")
 _COPIED = 4096  # smaller arrays are cheaper copied than sent from where they lie
+_LOWEST = 0xFF  # priority: larger numbers wait no longer than this
 LARGEST = 1 << 32
 # A frame that is not whole in what has arrived yet gets memory of its own when it is longer than this.
 _LONG = 64 * 1024
@@ -125,9 +128,12 @@ def ask(
     priority: int,
     stages: bool,
 ) -> list[Any]:
-    """An INFER frame, in pieces to be written one after the other. inputs: every tensor of the signature."""
-    pieces: list[Any] = [b"", _ASK.pack(deadline or 0.0, priority, stages)]
-    size = _ASK.size + _put(pieces, inputs, tensors)
+    """An INFER frame, in pieces to be written one after the other. inputs: every tensor of the signature.
+
+    Raises TooLarge.
+    """
+    pieces: list[Any] = [b"", _ASK.pack(deadline or 0.0, min(priority, _LOWEST), stages)]
+    size = _sendable(_ASK.size + _put(pieces, inputs, tensors), "the inputs")
     pieces[0] = head(Kind.INFER, id, lane, size)
     return pieces
 
@@ -139,8 +145,10 @@ def read_ask(frame: Frame, tensors: Sequence[Tensor]) -> Asked:
 
 
 class Times(NamedTuple):
-    """When a request's run began, its rows were gathered, it ended and was answered (monotonic s); its batch."""
+    """When a request came to the queue, its run began, its rows were gathered, it ended and was answered (monotonic s,
+    which every process of a machine reads alike); its batch."""
 
+    came: float
     started: float
     gathered: float
     ended: float
@@ -149,15 +157,15 @@ class Times(NamedTuple):
     requests: int
 
 
-_NO_TIMES = Times(0, 0, 0, 0, 0, 0)
+_NO_TIMES = Times(0, 0, 0, 0, 0, 0, 0)
 
 
 def answer(
     id: int, outputs: Mapping[str, npt.NDArray[Any]], tensors: Sequence[Tensor], times: Times | None
 ) -> list[Any]:
-    """An ANSWER frame, in pieces."""
+    """An ANSWER frame, in pieces. Raises TooLarge."""
     pieces: list[Any] = [b"", _TOLD.pack(*(times or _NO_TIMES))]
-    size = _TOLD.size + _put(pieces, outputs, tensors)
+    size = _sendable(_TOLD.size + _put(pieces, outputs, tensors), "the outputs")
     pieces[0] = head(Kind.ANSWER, id, 0, size)
     return pieces
 
@@ -165,6 +173,15 @@ def answer(
 def read_answer(frame: Frame, tensors: Sequence[Tensor]) -> tuple[dict[str, npt.NDArray[Any]], Times]:
     """outputs: views of the frame, which nobody else holds."""
     return _take(frame.body, _TOLD.size, tensors), Times(*_TOLD.unpack_from(frame.body))
+
+
+def _sendable(size: int, what: str) -> int:
+    """Raises TooLarge for a frame that the other end would give the connection up for."""
+    if size > LARGEST:
+        raise TooLarge(
+            f"{what} are {size} bytes, and at most {LARGEST} are handed on", hint="send fewer rows at a time"
+        )
+    return size
 
 
 def _put(pieces: list[Any], arrays: Mapping[str, npt.NDArray[Any]], tensors: Sequence[Tensor]) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from app.domain.absent import no_deployment
 from app.domain.records import Signature, Version
 from app.errors import NotFound, Unavailable, from_body
 from app.runtimes import Arrays
@@ -21,7 +22,7 @@ from app.serving.apart.frames import Frame, Kind
 from app.serving.apart.pipe import Pipe, gone
 from app.serving.batcher import Outputs, Stages
 from app.serving.lane import Plan
-from app.serving.place import no_deployment
+from app.serving.served import Standing
 
 log = logging.getLogger("enginesmith.serving")
 _AGAIN_S = 0.2
@@ -55,14 +56,20 @@ class FrontLane:
         if self._pipe.is_open:
             self._pipe.send(frames.plain(Kind.NOTE, 0, why, self.number))
 
+    def blame(self) -> None:
+        """See Lane.blame."""
+        if self._pipe.is_open:
+            self._pipe.send(frames.plain(Kind.NOTE, 0, {"blame": True}, self.number))
+
     async def infer(
         self, inputs: Arrays, *, deadline: float | None = None, priority: int = 0, stages: Stages | None = None
     ) -> Outputs:
-        """See Batcher.submit. Raises Unavailable, too, when the process of the engines ends meanwhile."""
+        """See Batcher.submit. Raises Unavailable, too, when the process of the engines ends meanwhile; TooLarge."""
         pipe = self._pipe
         id, answer = pipe.expect()
-        pipe.send(frames.ask(id, self.number, inputs, self.signature.inputs, deadline, priority, stages is not None))
         try:
+            asked = frames.ask(id, self.number, inputs, self.signature.inputs, deadline, priority, stages is not None)
+            pipe.send(asked)
             frame: Frame = await answer
         except asyncio.CancelledError:
             pipe.send([frames.head(Kind.CANCEL, id, 0, 0)])
@@ -71,7 +78,8 @@ class FrontLane:
             pipe.waiting.pop(id, None)
         outputs, times = frames.read_answer(frame, self.signature.outputs)
         if stages is not None:
-            stages.started, stages.gathered, stages.ended, stages.answered, stages.rows, stages.requests = times
+            stages.came, stages.started, stages.gathered = times.came, times.started, times.gathered
+            stages.ended, stages.answered, stages.rows, stages.requests = times[3:]
         return outputs
 
 
@@ -82,6 +90,7 @@ class _Place:
         self.name = name
         self.percent: float = told["percent"]
         self.numbers: list[str] = told["numbers"]
+        self.standing: Standing = [(number, state, why) for number, state, why in told["standing"]]
         self.asleep: bool = told["asleep"]
         self.absence: dict[str, Any] | None = told["absence"]
         self.main, self.canary = (
@@ -148,6 +157,7 @@ class FrontFleet:
         self.known = False
         self._missing: dict[str, str] = {}
         self._unserved: list[str] = []
+        self._owed: list[str] = []
         self._learned = asyncio.Event()
         self._connecting: asyncio.Task[None] | None = None
 
@@ -178,7 +188,8 @@ class FrontFleet:
         if pipe is not self._pipe:
             known = {}
         self._pipe = pipe
-        self.known, self._missing, self._unserved = table["known"], table["missing"], table["unserved"]
+        self.known, self._missing = table["known"], table["missing"]
+        self._unserved, self._owed = table["unserved"], table["owed"]
         self._places = {name: _Place(name, told, pipe, known) for name, told in table["places"].items()}
         learned, self._learned = self._learned, asyncio.Event()
         learned.set()
@@ -218,6 +229,16 @@ class FrontFleet:
         place = self._places.get(name)
         return [] if place is None else place.numbers
 
+    def main_beside(self, name: str, lane: object) -> FrontLane | None:
+        """See Fleet.main_beside."""
+        place = self._places.get(name)
+        return place.main if place is not None and lane is place.canary and lane is not place.main else None
+
+    def standing(self, name: str) -> Standing:
+        """See Fleet.standing."""
+        place = self._places.get(name)
+        return [] if place is None else place.standing
+
     def mirror(self, name: str, lane: object, inputs: Arrays, outputs: Outputs) -> None:
         """Nothing: the host tells the shadow."""
 
@@ -234,6 +255,10 @@ class FrontFleet:
 
     def unserved(self) -> list[str]:
         return ["engines"] if self._pipe is None else self._unserved
+
+    def owed(self) -> list[str]:
+        """See Fleet.owed."""
+        return ["engines"] if self._pipe is None else self._owed
 
     def names(self) -> list[str]:
         return sorted(self._places)

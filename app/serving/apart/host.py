@@ -31,7 +31,7 @@ class Host:
         self.past = totals.Totals()  # what fronts that have ended had counted
         self.lanes: dict[int, tuple[str, Lane]] = {}  # by number: the deployment's name, and the lane
         self._numbers: dict[Lane, int] = {}
-        self._count = itertools.count(1)
+        self._count = itertools.cycle(range(1, frames.MOST_LANES + 1))
         self._server: asyncio.AbstractServer | None = None
         self._watch: asyncio.Task[None] | None = None
         self._last: dict[str, Any] = {}
@@ -81,7 +81,8 @@ class Host:
             del self.lanes[number], self._described[number]
         for lane, name in current.items():
             if lane not in self._numbers:
-                self._numbers[lane] = number = next(self._count)
+                # A number is used again only after all the others.
+                self._numbers[lane] = number = next(n for n in self._count if n not in self.lanes)
                 self.lanes[number] = name, lane
                 self._described[number] = {
                     "lane": number,
@@ -93,10 +94,12 @@ class Host:
             "known": self.fleet.known,
             "missing": self.fleet.missing(),
             "unserved": self.fleet.unserved(),
+            "owed": self.fleet.owed(),
             "places": {
                 place.name: {
                     "asleep": place.asleep,
                     "numbers": place.numbers(),
+                    "standing": [list(told) for told in place.standing()],
                     "percent": place.percent,
                     "absence": None if place.main is not None else place.absence().body(),
                     "main": self._told(place.main),
@@ -156,6 +159,9 @@ class _Front(Pipe):
             reason = frames.read_plain(frame)
             if reason == "nudge":
                 self._host.fleet.nudge()
+            elif isinstance(reason, dict):
+                if found := self._host.lanes.get(frame.lane):
+                    found[1].blame()
             elif found := self._host.lanes.get(frame.lane):
                 found[1].refused(reason)
 
@@ -180,7 +186,7 @@ class _Front(Pipe):
             times = None
             if stages is not None:
                 s = stages
-                times = Times(s.started, s.gathered, s.ended, s.answered, s.rows, s.requests)
+                times = Times(s.came, s.started, s.gathered, s.ended, s.answered, s.rows, s.requests)
             self.send(frames.answer(frame.id, outputs, signature.outputs, times))
             self._host.fleet.mirror(name, lane, asked.inputs, outputs)
         except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.domain.records import Canary, Deployment, now
-from app.errors import BadTensor, DeadlineExceeded, NotFound, Unavailable
+from app.domain.records import Canary, Deployment, Version, now
+from app.errors import BadTensor, DeadlineExceeded, NotFound, TooLarge, Unavailable
+from app.serving.apart import frames
 from app.serving.apart.front import FrontFleet
 from app.serving.apart.host import Host
 from app.serving.batcher import Stages
@@ -22,7 +24,7 @@ from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
 
-Publish = Callable[..., object]
+Publish = Callable[..., Version]
 X = np.array([[1, 2, 3]], np.float32)
 
 
@@ -78,7 +80,7 @@ async def test_answers_and_stages(front: FrontFleet, publish: Publish, catalog: 
     stages = Stages()
     outputs = await lane.infer({"x": X}, stages=stages)
     np.testing.assert_array_equal(outputs["logits"], 2 * X)
-    assert 0 < stages.started <= stages.gathered <= stages.ended <= stages.answered <= time.monotonic()
+    assert 0 < stages.came <= stages.started <= stages.gathered <= stages.ended <= stages.answered <= time.monotonic()
     assert (stages.rows, stages.requests) == (1, 1)
     many = await asyncio.gather(*(lane.infer({"x": X * i}) for i in range(200)))
     for i, found in enumerate(many):
@@ -93,6 +95,46 @@ async def test_a_large_request_crosses_whole(front: FrontFleet, publish: Publish
     lane = await front.find("web", patience_s=60)
     rows = np.random.default_rng(0).standard_normal((60_000, 3)).astype(np.float32)
     np.testing.assert_array_equal((await lane.infer({"x": rows}))["logits"], rows * np.float32(0.5))
+
+
+async def test_any_number_crosses(front: FrontFleet, publish: Publish, catalog: Catalog) -> None:
+    publish(factor=2.0)
+    deploy(catalog, "net@1")
+    lane = await front.find("web", patience_s=60)
+    for priority in (0, 1, 255, 256, 2**32, 2**64 - 1):
+        for deadline in (None, time.monotonic() + 3600, 1e300):
+            found = await lane.infer({"x": X}, priority=priority, deadline=deadline)
+            np.testing.assert_array_equal(found["logits"], 2 * X)
+
+
+async def test_what_no_frame_holds_is_refused_alone(
+    front: FrontFleet, publish: Publish, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish()
+    deploy(catalog, "net@1")
+    lane = await front.find("web", patience_s=60)
+    running = [asyncio.create_task(lane.infer({"x": X})) for _ in range(4)]
+    monkeypatch.setattr(frames, "LARGEST", 256)
+    with pytest.raises(TooLarge, match="at most 256"):
+        await lane.infer({"x": np.zeros((60, 3), np.float32)})
+    monkeypatch.undo()
+    for answer in running:
+        np.testing.assert_array_equal((await answer)["logits"], X)
+    assert not lane._pipe.waiting
+
+
+async def test_numbers_of_lanes_begin_anew(
+    front: FrontFleet, host: Host, publish: Publish, catalog: Catalog, fleet: Fleet
+) -> None:
+    publish(factor=1.0)
+    publish(factor=2.0)
+    host._count = itertools.cycle((1, 2, 3))
+    for number in range(8):
+        deploy(catalog, f"net@{number % 2 + 1}")
+        fleet.nudge()
+        await until(lambda wanted=number % 2 + 1: front.served("web") == [str(wanted)])  # type: ignore[misc]
+        found = await (await front.find("web", patience_s=60)).infer({"x": X})  # it is told of before it is loaded
+        np.testing.assert_array_equal(found["logits"], X * (number % 2 + 1))
 
 
 async def test_errors_keep_their_kind(front: FrontFleet, publish: Publish, catalog: Catalog) -> None:
@@ -143,6 +185,40 @@ async def test_a_canary_gets_its_share(front: FrontFleet, publish: Publish, cata
     await until(lambda: front.served("web") == ["1", "2"])
     assert {front.lane("web").version.ref for _ in range(200)} == {"net@1", "net@2"}
     assert front.lane("web", "2").version.ref == "net@2"
+
+
+async def test_a_canary_is_blamed_and_the_main_version_beside_it_is_known(
+    front: FrontFleet, fleet: Fleet, publish: Publish, catalog: Catalog
+) -> None:
+    publish()
+    publish()
+    deploy(catalog, "net@1", canary=Canary(model="net@2", percent=100, max_error_rate=0, min_requests=2))
+    await front.find("web", patience_s=60)
+    await until(lambda: front.served("web") == ["1", "2"])
+    canary, main = front.lane("web", "2"), front.lane("web", "1")
+    assert front.main_beside("web", canary) is main
+    assert front.main_beside("web", main) is None
+    assert front.main_beside("nobody", canary) is None
+    for _ in range(2):
+        canary.blame()
+    await until(lambda: catalog.deployment("web").returned is not None)
+    await until(lambda: front.served("web") == ["1"])
+
+
+async def test_how_versions_stand_crosses(
+    front: FrontFleet, fleet: Fleet, publish: Publish, catalog: Catalog, artifacts: Artifacts
+) -> None:
+    publish()
+    broken = publish()
+    artifacts.put_bytes(b"damaged", f"{broken.folder}/model.onnx")
+    deploy(catalog, "net@2", "never")
+    deploy(catalog, "net@1")
+    await front.find("web", patience_s=60)
+    await until(lambda: "failed" in front.missing().get("never", ""))
+    assert front.standing("web") == [("1", "READY", "")]
+    assert [told[:2] for told in front.standing("never")] == [("2", "UNAVAILABLE")]
+    assert front.standing("nobody") == []
+    assert (front.unserved(), front.owed()) == (["never"], [])
 
 
 async def test_a_cancelled_request_leaves_the_queue(

@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from collector import Collector
 from prometheus_client.parser import text_string_to_metric_families
 from running import Service, start_service
 
@@ -23,9 +24,23 @@ Publish = Callable[..., object]
 BODY = {"inputs": [[1, 2, 3]]}
 
 
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    started = start_service(tmp_path_factory.mktemp("fronts"), workers=0, arguments=("--http-processes", "2"))
+def collector() -> Iterator[Collector]:
+    with Collector() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Service]:
+    started = start_service(
+        tmp_path_factory.mktemp("fronts"),
+        workers=0,
+        arguments=("--http-processes", "2"),
+        ENGINESMITH_OTLP_ENDPOINT=collector.url,
+    )
     yield started
     assert started.stop() == 0
 
@@ -80,6 +95,22 @@ def counted(service: Service) -> float:
     )
 
 
+def test_a_trace_goes_through_both_processes(service: Service, publish: Publish, collector: Collector) -> None:
+    publish("traced")
+    deployment = f"{service.url}/v1/deployments/traced"
+    httpx.put(deployment, json={"model": "traced@1"}, headers={"Prefer": "wait=60"}, timeout=90).raise_for_status()
+    given = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
+    httpx.post(f"{service.url}/predict/traced", json=BODY, headers=given, timeout=30).raise_for_status()
+    spans = collector.wait_for(lambda spans: sum(s.trace == TRACE for s in spans) >= 5)
+    whole, *stages = sorted((s for s in spans if s.trace == TRACE), key=lambda s: (s.began, -s.ended))
+    assert (whole.kind, whole.attributes["enginesmith.batch.rows"]) == ("server", 1)
+    assert {s.parent for s in stages} == {whole.id}
+    names = [s.name for s in sorted(stages, key=lambda s: (s.began, s.ended))]
+    assert names == ["queue", "compute_input", "compute_infer", "compute_output"]
+    assert all(whole.began <= s.began <= s.ended <= whole.ended for s in stages)
+    httpx.delete(deployment, timeout=30).raise_for_status()
+
+
 def test_several_processes_answer_as_one(service: Service, publish: Publish) -> None:
     publish("fronts", factor=3.0)
     made = httpx.put(
@@ -101,7 +132,7 @@ def test_several_processes_answer_as_one(service: Service, publish: Publish) -> 
 
     # A wrong request is counted where the engines are.
     assert httpx.post(f"{service.url}/predict/fronts", json={"inputs": [["a"]]}, timeout=30).status_code == 422
-    until(lambda: 'version="1",reason="OTHER"} 1' in httpx.get(f"{service.url}/metrics", timeout=30).text)
+    until(lambda: 'reason="OTHER"} 1' in httpx.get(f"{service.url}/metrics", timeout=30).text)
 
     # One front dies: the other answers, and it comes back.
     victim = children(service, "http")[0]

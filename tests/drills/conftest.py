@@ -1,0 +1,27 @@
+"""A service of a drill's own, as its users start it, without workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from running import Service, start_service
+
+Start = Callable[..., Service]
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """start(processes=1, workers=0, **environ): ended with the test, when it is asked to."""
+    started: list[Service] = []
+
+    def make(processes: int = 1, workers: int = 0, **environ: Any) -> Service:
+        arguments = ("--http-processes", str(processes)) if processes > 1 else ()
+        service = start_service(tmp_path_factory.mktemp("drill"), workers=workers, arguments=arguments, **environ)
+        started.append(service)
+        return service
+
+    yield make
+    codes = [service.stop() for service in started]
+    assert set(codes) <= {0}
