@@ -1,4 +1,4 @@
-"""How Python itself is set in a process that serves: when its cyclic collector runs, and how soon its lock changes hands."""
+"""How Python itself is set in a process that serves: when its collector runs, and how soon its lock changes hands."""
 
 from __future__ import annotations
 

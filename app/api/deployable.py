@@ -6,7 +6,7 @@ from app import runtimes
 from app.api.wanted import Wanted
 from app.domain.records import Deployment, Version, parse_ref
 from app.errors import Conflict, NotFound, Unprocessable
-from app.serving.lane import default_max_batch
+from app.serving.lane import default_max_batch, has_fixed_rows
 from app.storage.catalog import Catalog
 
 _DOUBTED = ("rejected", "unproven")
@@ -66,7 +66,7 @@ def _refuse(catalog: Catalog, version: Version, asked: Wanted) -> None:
             hint="convert for another target, or deploy where that runtime is available",
         )
     built_for = default_max_batch(version)
-    if version.format.startswith("tensorrt") and asked.max_batch is not None and asked.max_batch > built_for:
+    if has_fixed_rows(version) and asked.max_batch is not None and asked.max_batch > built_for:
         raise Unprocessable(
             f"{version.ref} was built for at most {built_for} rows, and max_batch is {asked.max_batch}",
             hint="deploy with a smaller max_batch, or convert with a larger one",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.domain.records import Tensor, Version
 from app.errors import Unprocessable
-from app.serving.lane import default_max_batch
+from app.serving.lane import default_max_batch, has_fixed_rows
 
 
 def refuse_unlike(main: Version, other: Version, role: str, max_batch: int | None) -> None:
@@ -49,7 +49,7 @@ def _outputs(main: Version, other: Version) -> str | None:
 
 
 def _rows(main: Version, other: Version) -> str | None:
-    if not main.signature.batched or not other.signature.batched:
+    if not has_fixed_rows(other) or not main.signature.batched or not other.signature.batched:
         return None
     most, allowed = default_max_batch(other), default_max_batch(main)
     return f"takes only {most} rows in a request, and {main.ref} takes {allowed}" if most < allowed else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import importlib.util
 import threading
@@ -18,12 +17,12 @@ from app.domain.records import Signature
 from app.domain.tensors import DTYPES, check
 from app.errors import Internal, Problem, Unavailable, Unprocessable
 from app.runtimes import Arrays, Availability, BuildOptions, Engine, LoadOptions, Slot, _cpu, _libraries
+from app.runtimes._openvino_graphs import Shapes, from_torchscript, is_steady
 from app.runtimes._refusals import refused_graph, refused_run
 from app.runtimes._slots import Buffers, Room
 
 SUFFIX = ".xml"
 _MODEL = "model.xml"
-_SHAPES_KEPT = 1024
 # OpenVINO's own default on CPUs with bf16 is bf16: fp32 has to be asked for.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
@@ -51,7 +50,7 @@ def build(source: Path, folder: Path, options: BuildOptions, progress: Callable[
     progress(0.0, "reading the graph")
     core = ov.Core()
     try:
-        model = core.read_model(str(source)) if source.suffix == ".onnx" else _torchscript(ov, source, options)
+        model = core.read_model(str(source)) if source.suffix == ".onnx" else from_torchscript(ov, source, options)
     except Problem:
         raise
     except Exception as error:
@@ -79,47 +78,12 @@ def load(folder: Path, signature: Signature, options: LoadOptions) -> Engine:
         raise Internal(f"the engine does not load: {error.detail}", code="engine_broken") from error
     is_open = any(-1 in t.shape[1:] or (-1 in t.shape and not signature.batched) for t in signature.inputs)
     model = ov.Core().read_model(str(folder / _MODEL))
-    shapes = _Shapes(ov, model) if is_open else None
+    shapes = Shapes(ov, model) if is_open else None
     if shapes is not None and shapes.branches:
         shapes = None  # a branch that is not taken need not fit, and shape inference looks into both
     engine = _Engine(ov, compiled, signature, options, shapes)
-    engine.steady = engine.fixed and _is_steady(ov, model)
+    engine.steady = engine.fixed and is_steady(ov, model)
     return engine
-
-
-def _is_steady(ov: Any, model: Any) -> bool:
-    """Whether a run does the same work whatever the values: nothing is repeated or chosen, and with the batch given
-    every shape is known. Changes the model."""
-    if any(op.get_type_name() in ("If", "Loop", "TensorIterator") for op in model.get_ops()):
-        return False
-    one_row = {i: ov.PartialShape([1, *list(port.partial_shape)[1:]]) for i, port in enumerate(model.inputs)}
-    try:
-        model.reshape(one_row)
-    except RuntimeError:
-        return False
-    return all(port.partial_shape.is_static for op in model.get_ops() for port in op.outputs())
-
-
-class _Shapes:
-    """Whether shapes fit the network. OpenVINO's CPU plugin does not look: a MatMul of the wrong size reads past the
-    end of its input. Its shape inference does look, takes milliseconds, and so is asked once per set of shapes."""
-
-    def __init__(self, ov: Any, model: Any) -> None:
-        self._partial = ov.PartialShape
-        self._model = model
-        self.branches = any(op.get_type_name() == "If" for op in model.get_ops())
-        self._lock = threading.Lock()
-        self._fit: dict[tuple[tuple[int, ...], ...], None] = {}
-
-    def check(self, shapes: tuple[tuple[int, ...], ...], positions: list[int]) -> None:
-        """Raises OpenVINO's RuntimeError for shapes that do not fit."""
-        if shapes in self._fit:
-            return
-        with self._lock:
-            self._model.reshape({i: self._partial(list(s)) for i, s in zip(positions, shapes, strict=True)})
-            if len(self._fit) >= _SHAPES_KEPT:
-                self._fit.pop(next(iter(self._fit)))
-            self._fit[shapes] = None
 
 
 class _Slot:
@@ -187,7 +151,7 @@ class _Engine:
     """One compiled model. A slot per run that may go on at once; `infer` borrows one that nobody has taken."""
 
     def __init__(
-        self, ov: Any, compiled: Any, signature: Signature, options: LoadOptions, shapes: _Shapes | None
+        self, ov: Any, compiled: Any, signature: Signature, options: LoadOptions, shapes: Shapes | None
     ) -> None:
         self.signature = signature
         self.max_rows = options.max_batch
@@ -292,21 +256,6 @@ def _refuse_other_precision(compiled: Any, precision: str) -> None:
             code="unsupported_precision",
             hint="convert with precision fp32",
         )
-
-
-def _torchscript(ov: Any, source: Path, options: BuildOptions) -> Any:
-    """TorchScript carries neither dtypes nor shapes: float32 is assumed, and the shapes asked for."""
-    script = importlib.import_module("torch").jit.load(str(source), map_location="cpu")
-    model = _libraries.openvino_converter()(script.eval())
-    shapes = list(options.shapes.values())
-    for position, port in enumerate(model.inputs):
-        parameter = port.get_node()
-        if port.get_element_type().is_dynamic():
-            parameter.set_element_type(ov.Type.f32)
-        if position < len(shapes):
-            parameter.set_partial_shape(ov.PartialShape([-1, *shapes[position][1:]]))
-    model.validate_nodes_and_infer_types()
-    return model
 
 
 def _positions(names: list[str], ports: Any, what: str) -> list[tuple[str, int]]:

@@ -12,15 +12,16 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from app.domain.tensors import checker
-from app.errors import TAKEN_DOWN, BadTensor, DeadlineExceeded, Internal, Overloaded, Problem, Unavailable
+from app.errors import TAKEN_DOWN, BadTensor, Problem
 from app.metrics import BACKEND, CANCELED, OTHER, REJECTED, Meter
 from app.runtimes import Arrays, Engine
 from app.serving.crew import Crew
 from app.serving.pace import Pace
+from app.serving.refusals import failed, overloaded, taken_down, too_late
 from app.serving.runner import Ran
 from app.serving.waiting import Item, Outputs, Stages, Waiting, level_of
 
-__all__ = ["RUN_TIMEOUT_S", "Batcher", "Outputs", "Stages", "taken_down"]
+__all__ = ["RUN_TIMEOUT_S", "Batcher", "Outputs", "Stages"]
 log = logging.getLogger("enginesmith.serving")
 RUN_TIMEOUT_S = 30.0
 _MAX_QUEUE_BYTES = 256 << 20
@@ -130,7 +131,7 @@ class Batcher:
             nbytes += inputs[name].nbytes
         if self._is_full(rows, nbytes):
             meter.refuse(REJECTED, "queue_full")
-            raise self._overloaded()
+            raise overloaded(self._waiting, self.max_queue, self.max_queue_bytes, self.pace)
         kind = tuple([inputs[name].shape[1:] for name in self._names]) if self._open else None
         item = Item(inputs, rows, nbytes, kind, self._loop.create_future())
         if priority:
@@ -139,7 +140,7 @@ class Batcher:
         if deadline is not None:
             if deadline <= item.came:
                 meter.refuse(REJECTED, "deadline")
-                raise _too_late()
+                raise too_late()
             item.deadline = deadline
             # One timer each, and only where there is a deadline: 2 µs. One timer for all of them would have to keep
             # account of those that are answered long before.
@@ -159,7 +160,7 @@ class Batcher:
         """Before a request is even decoded: raises Overloaded where one row of so many bytes would find no room."""
         if self._is_full(1, nbytes):
             self.meter.refuse(REJECTED, "queue_full")
-            raise self._overloaded()
+            raise overloaded(self._waiting, self.max_queue, self.max_queue_bytes, self.pace)
 
     def _is_full(self, rows: int, nbytes: int) -> bool:
         for busy in (False, True):
@@ -179,18 +180,6 @@ class Batcher:
         if self._crew.idle:
             self._start()
 
-    def _overloaded(self) -> Overloaded:
-        rows, nbytes = self._waiting.rows, self._waiting.nbytes
-        wait = self.pace.retry_s(rows)
-        full = f"the queue is full: {rows} rows wait, and it holds {self.max_queue}"
-        if nbytes > self.max_queue_bytes // 2:
-            full += f"; {nbytes >> 20} MiB, and it holds {self.max_queue_bytes >> 20}"
-        return Overloaded(
-            full,
-            hint=f"try again in {wait} s, or deploy with more instances or a larger max_queue",
-            headers={"Retry-After": str(wait)},
-        )
-
     def _take_out(self, item: Item) -> None:
         self._waiting.remove(item)
         self._left(1, item.rows)
@@ -206,7 +195,7 @@ class Batcher:
             self._take_out(item)
         if not item.answer.done():
             self.meter.refuse(REJECTED, "deadline")
-            item.answer.set_exception(_too_late())
+            item.answer.set_exception(too_late())
 
     def _rest(self) -> None:
         """Tells close() that nothing waits and nothing runs, if so. Never in the middle of a step."""
@@ -281,7 +270,7 @@ class Batcher:
         if isinstance(found, Ran):
             self._answer(batch, found)
         else:
-            self._fail(batch, found if isinstance(found, Problem) else _failed(found))
+            self._fail(batch, found if isinstance(found, Problem) else failed(found))
         self._rest()
 
     def _answer(self, batch: list[Item], ran: Ran) -> None:
@@ -338,18 +327,3 @@ class Batcher:
         for runner in self._crew.flying:
             self._refuse(runner.batch or (), taken_down())
         await self._crew.close()
-
-
-def _too_late() -> DeadlineExceeded:
-    return DeadlineExceeded(
-        "the deadline passed before there was an answer", hint="allow more time, or deploy with more instances"
-    )
-
-
-def taken_down() -> Unavailable:
-    return Unavailable("this engine is being taken down", code=TAKEN_DOWN, hint="send the request again")
-
-
-def _failed(error: BaseException) -> Internal:
-    log.error("an engine failed", exc_info=error)
-    return Internal(f"the engine failed: {type(error).__name__}", code="engine_failed", hint="the log has more")

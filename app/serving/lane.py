@@ -128,6 +128,11 @@ def default_max_batch(version: Version) -> int:
     return given if isinstance(given, int) and given > 0 else _DEFAULT_MAX_BATCH
 
 
+def has_fixed_rows(version: Version) -> bool:
+    """Whether the engine cannot take more rows than it was built for."""
+    return version.format.startswith("tensorrt")
+
+
 def open_engine(version: Version, folder: Path, plan: Plan, threads: int) -> Engine:
     """Loads and warms an engine; takes seconds. Raises Problem."""
     runtime = runtimes.get(version.format)

@@ -15,7 +15,7 @@ from app.runtimes import Engine, _libraries
 from app.serving import shelf
 from app.serving.budget import Budget, private_bytes
 from app.serving.guard import Verdict, Watch
-from app.serving.lane import Lane, Plan, open_engine
+from app.serving.lane import Lane, Plan, default_max_batch, has_fixed_rows, open_engine
 from app.serving.place import Lanes, Place
 from app.serving.shadow import Mirror, Tally
 from app.settings import Settings
@@ -76,8 +76,7 @@ class Loading:
         for ref in to.refs:
             with _role(to, ref):
                 versions.append(await self._version(to, ref))
-        plans = [self._plan(to, ref) for ref in to.refs]
-        needed = dict(zip(plans, versions, strict=True))
+        needed = {self._plan(to, version, versions[0]): version for version in versions}
         budget = self.budget
         if not budget.limit:
             await self._swap(place, to, needed)
@@ -102,10 +101,11 @@ class Loading:
         shadow = place.mirror.lane if place.mirror else None
         # Lanes change between main and canary as they are; a shadow's has counters of its own.
         there = {lane.plan: lane for lane in (place.main, place.canary) if lane is not None}
+        plans = {plan.ref: plan for plan in needed}
         fresh: list[Lane] = []
 
         async def lane(ref: str, known: dict[Plan, Lane], meters: Meters) -> Lane:
-            plan = self._plan(to, ref)
+            plan = plans[ref]
             if plan not in known:
                 with _role(to, ref):
                     known[plan] = await self._lane(to, plan, needed[plan], meters)
@@ -132,12 +132,15 @@ class Loading:
         self.drain(old)
         return old
 
-    def _plan(self, to: Deployment, ref: str) -> Plan:
-        settings = self._settings
+    def _plan(self, to: Deployment, version: Version, main: Version) -> Plan:
+        """Canary and shadow take as many rows as the main version, whatever they were built for."""
+        settings, max_batch = self._settings, to.max_batch
+        if max_batch is None and not has_fixed_rows(version) and default_max_batch(version) < default_max_batch(main):
+            max_batch = default_max_batch(main)
         return Plan(
-            ref,
+            version.ref,
             to.instances,
-            to.max_batch,
+            max_batch,
             to.max_delay_ms,
             to.max_queue or settings.max_queue,
             to.threads,

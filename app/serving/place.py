@@ -130,9 +130,9 @@ class Place:
 
     def fallback(self, to: Deployment) -> str | None:
         """The version that goes on where what is wanted has never been ready."""
-        if self.last is None or self.last.made != to.created_at or self.last.model == to.model:
+        if self.last is not None and self.last.model == to.model:
             return None
-        return self.last.model
+        return to.previous_of(to.model, self.last)
 
     def news(self) -> LastReady | None:
         """What Redis is to know of the version that is ready here, where it does not know it yet."""

@@ -116,4 +116,4 @@ def test_odd_names_are_escaped() -> None:
     meters.of(odd, "net@1").rows = 3
     families = {family.name: family for family in text_string_to_metric_families(meters.exposition())}
     (sample,) = families["nv_inference_count"].samples
-    assert (sample.labels, sample.value) == ({"model": odd, "version": "1", "ref": "net@1"}, 3)
+    assert (sample.labels, sample.value) == ({"model": odd, "version": "1"}, 3)

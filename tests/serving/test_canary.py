@@ -204,7 +204,12 @@ X = ("x", "float32", (-1, 3))
         (signed((X,)), signed((X,), (("logits", "float16", (-1, 3)),)), "has other outputs"),
         (signed((X,), preprocess={"resize": 8}), signed((X,)), "takes no images"),
         (signed((X,)), signed((X,), preprocess={"resize": 8}), None),
-        (signed((X,)), signed((X,), details={"max_batch": 8}), "takes only 8 rows in a request, and net@1 takes 64"),
+        (signed((X,)), signed((X,), details={"max_batch": 8}), None),  # it is served with 64
+        (
+            signed((X,)),
+            signed((X,), details={"max_batch": 8}, format="tensorrt"),
+            "takes only 8 rows in a request, and",
+        ),
         (signed((X,), details={"max_batch": 8}), signed((X,)), None),
     ],
 )
@@ -280,6 +285,20 @@ async def test_without_bounds_a_canary_stays(client: httpx.AsyncClient, publish:
     for _ in range(MIN_REQUESTS + 5):
         assert (await ask(client, value=200.0)).status_code == 500
     assert (await settle(client, "ready"))["canary"] == {"model": "net@2", "percent": 100}
+
+
+async def test_a_canary_takes_as_many_rows_as_the_main_version(
+    app: FastAPI, client: httpx.AsyncClient, publish: Publish
+) -> None:
+    publish(factor=1, details={"max_batch": 8})
+    publish(factor=2, details={"max_batch": 2})
+    part = {"model": "net@2", "percent": 100}
+    assert (await put(client, "net@1", canary=part, shadow=part)).json()["status"] == "ready"
+    found = (await client.post("/predict/web", json={"inputs": [[1, 0, 0]] * 8})).json()
+    assert (found["model"], len(found["outputs"]["logits"])) == ("net@2", 8)
+    assert [lane.max_batch for place in app.state.fleet.places() for lane in place.lanes] == [8, 8, 8]
+    assert (await put(client, "net@2")).json()["max_batch"] == 2
+    assert app.state.fleet.lane("web").max_batch == 2
 
 
 async def test_promotion_loads_nothing(app: FastAPI, client: httpx.AsyncClient, publish: Publish) -> None:

@@ -204,3 +204,10 @@ async def test_who_waits_follows_what_is_wanted_instead(
         await client.put("/v1/deployments/web", json={"model": "net@2"})
     body = (await waiting).json()
     assert (body["status"], body["model"], body["generation"]) == ("ready", "net@2", 2)
+
+
+async def test_only_a_name_that_can_be_is_said_to_be_free(client: httpx.AsyncClient) -> None:
+    assert "PUT /v1/deployments/lin makes it" in (await ask(client, "lin")).json()["hint"]
+    for name in ("lin@2", "ünï", "-x", "x" * 64):
+        missing = await ask(client, name)
+        assert (missing.status_code, "PUT" in missing.json()["hint"]) == (404, False), name

@@ -13,9 +13,10 @@ from app.observe import exposition
 from app.serving.apart import frames, totals
 from app.serving.apart.frames import Frame, Kind, Times
 from app.serving.apart.pipe import Pipe, failure
-from app.serving.batcher import Stages, taken_down
+from app.serving.batcher import Stages
 from app.serving.fleet import Fleet
 from app.serving.lane import Lane
+from app.serving.refusals import taken_down
 
 _LOOK_S = 0.5
 _FRONT_S = 2.0  # how long a front is waited for when metrics are asked of all
