@@ -23,8 +23,7 @@ from app.ending import FIRST_S, NEXT_S, close_listeners
 from app.errors import BadRequest, HeadersTooLarge, Problem
 from app.heads import path_of, wrong_head
 from app.interpreter import settle
-from app.serving.shelf import trim
-from app.settings import MiB
+from app.thrift import Thrift
 from app.untaken import untaken
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ HEADERS_BYTES = 64 * 1024
 BODY_IDLE_S = 60.0  # without a byte of a body that is still to come
 WRITE_IDLE_S = 60.0  # without the client taking a byte of an answer
 _JOINED = 64 * 1024  # a body up to this size is copied behind its headers
-_MUCH = 32 * MiB  # of bodies or answers at a time; what is less is needed again soon
 _SPARE_FILES = 512  # descriptors kept back for engines, the store and files being uploaded
 _PATROL_TICKS = 10  # uvicorn ticks ten times a second
 
@@ -86,7 +84,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self.wrong = wrong_head(self.headers, self.parser.get_http_version())
+        self.wrong = wrong_head(self.headers)
         if self.wrong is not None:
             raise ValueError("the parser stops, and send_400_response is called")
         self.head_since, self.head_bytes = None, 0
@@ -207,7 +205,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
         self._app = app
-        self._most_held = 0
+        self._thrift = Thrift(lambda work: asyncio.get_running_loop().run_in_executor(None, work))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._app.state.stopping = True  # whoever waits for a job's end or its events is answered now
@@ -238,19 +236,11 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if counter % _PATROL_TICKS == 0:
-            patrol(cast("set[Connection]", self.server_state.connections), asyncio.get_running_loop().time())
-            self._give_back()
+            now = asyncio.get_running_loop().time()
+            patrol(cast("set[Connection]", self.server_state.connections), now)
+            hot = getattr(self._app, "hot", None)
+            self._thrift.look((0 if hot is None else hot.held) + untaken.bytes, now)
         return await super().on_tick(counter)
-
-    def _give_back(self) -> None:
-        """After a time of large bodies or answers: glibc keeps what is freed, which is nobody's then."""
-        hot = getattr(self._app, "hot", None)
-        now, most = (0, 0) if hot is None else hot.weigh()
-        now += untaken.bytes
-        self._most_held = max(self._most_held, most, now)
-        if self._most_held > _MUCH and now < self._most_held // 4:
-            self._most_held = now
-            asyncio.get_running_loop().run_in_executor(None, trim)
 
 
 def patrol(connections: set[Connection], now: float) -> None:

@@ -116,11 +116,12 @@ class _Answered(Collector):
         yield requests
         yield times
         yield CounterMetricFamily("process_cpu_seconds", "CPU time of this process", value=time.process_time())
-        yield GaugeMetricFamily("process_resident_memory_bytes", "Memory of this process", value=_resident())
+        yield GaugeMetricFamily("process_resident_memory_bytes", "Memory of this process", value=resident_bytes())
         yield GaugeMetricFamily("enginesmith_http_requests_in_flight", "Requests being answered", value=IN_FLIGHT.count)
 
 
-def _resident() -> int:
+def resident_bytes() -> int:
+    """Of this process; 0 where the system does not tell."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0

@@ -48,8 +48,6 @@ class Flight:
         """So many bytes more are held, of what a body unpacks to. Raises Overloaded."""
         self.held += size
         self._all.held += size
-        if self._all.held > self._all.peak:
-            self._all.peak = self._all.held
         if self._all.held > self._all.most and (self.held > SMALL_BYTES or self._all.held > self._all.most_with_small):
             raise Overloaded(
                 f"the bodies of requests that are being answered hold {self._all.held} bytes, "
@@ -80,21 +78,16 @@ class Flight:
 
 
 class Flights:
-    """All requests of the hot path. held: bytes of their bodies. peak: the most since `weigh`."""
+    """All requests of the hot path. held: bytes of their bodies."""
 
     def __init__(self, settings: Settings) -> None:
-        self.held = self.peak = 0
+        self.held = 0
         self.most_each = settings.max_predict_bytes
         self.most = max(settings.max_bodies_bytes, self.most_each)
         self.most_with_small = self.most + self.most // 4
         self._idle_s, self._total_s = settings.body_idle_s, settings.body_total_s
         self._young: set[Flight] = set()  # those to look at: still receiving, or not watched yet
         self._looks = False
-
-    def weigh(self) -> tuple[int, int]:
-        """(held, peak); the peak begins anew."""
-        found, self.peak = (self.held, self.peak), self.held
-        return found
 
     def enter(self, receive: Receive, came: float) -> Flight:
         task = asyncio.current_task()

@@ -151,9 +151,10 @@ class Hot:
                 return Route(*self._infer, label, path, parts[0], parts[2])
         return None
 
-    def weigh(self) -> tuple[int, int]:
-        """See Flights.weigh."""
-        return self._flights.weigh()
+    @property
+    def held(self) -> int:
+        """Bytes of the bodies of all requests that are being answered."""
+        return self._flights.held
 
     async def __call__(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
         came = time.monotonic()

@@ -267,7 +267,6 @@ async def test_at_the_end_nobody_is_kept_waiting(server: Server, connect: Open) 
 @pytest.mark.parametrize(
     ("head", "status", "word"),
     [
-        (b"GET /v2/x HTTP/1.1\r\n\r\n", 400, b"Host"),
         (b"GET /v2/x HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400, b"Host"),
         (b"POST /v2/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501, b"gzip"),
         (b"POST /v2/x?a=b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, b"no HTTP"),
