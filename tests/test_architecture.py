@@ -14,6 +14,7 @@ import pytest
 from app import runtimes
 from app.domain.specs import MENU
 from app.queue import WORK
+from app.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(p for place in ("app", "workers", "client") for p in (ROOT / place).rglob("*.py"))
@@ -95,3 +96,9 @@ def test_every_package_is_in_the_wheel() -> None:
         for path in (ROOT / top).rglob("*.py")
     }
     assert found | {"enginesmith"} == set(listed)
+
+
+def test_every_setting_is_told() -> None:
+    told = (ROOT / "docs" / "settings.md").read_text()
+    found = re.findall(r"^\| `ENGINESMITH_(\w+)` \|", told, re.MULTILINE)
+    assert [name.lower() for name in found] == list(Settings.model_fields)

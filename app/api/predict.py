@@ -41,13 +41,13 @@ _OPENAPI: dict[str, Any] = {
             "name": "outputs",
             "in": "query",
             "schema": {"type": "string"},
-            "description": "names of outputs with commas, for bodies other than JSON",
+            "description": "names of outputs with commas; what a JSON body says goes first",
         },
         {
             "name": "top_k",
             "in": "query",
             "schema": {"type": "integer", "minimum": 1},
-            "description": "how many predictions a row, for bodies other than JSON",
+            "description": "how many predictions a row, in an answer of JSON; what a JSON body says goes first",
         },
     ],
     "requestBody": {

@@ -64,20 +64,19 @@ def decode(
 ) -> Asked:
     """JSON, .npy or .npz → tensors that fit the signature. limit: bytes that an .npz may unpack to.
 
-    outputs (with commas), top_k: from the query, for bodies that cannot say it. Raises BadTensor, BadRequest.
+    outputs (with commas), top_k: from the query, for bodies that do not say it. Raises BadTensor, BadRequest.
     """
     signature = version.signature
     if kind == "json":
         if (numbers := json_numbers.read(body, signature)) is not None:
-            asked = Asked(numbers.inputs, selected(numbers.outputs, signature), _top_k(numbers.top_k))
+            asked = Asked(numbers.inputs, *_wanted(numbers.outputs, numbers.top_k, outputs, top_k, signature))
             if len(asked.inputs) > 1:
                 check(signature, asked.inputs)
             return asked
         given = json_tensors.parse(body)
         asked = Asked(
             json_tensors.tensors(given["inputs"], signature),
-            selected(given.get("outputs"), signature),
-            _top_k(given.get("top_k")),
+            *_wanted(given.get("outputs"), given.get("top_k"), outputs, top_k, signature),
         )
     else:
         refuse_strings(signature)
@@ -93,6 +92,19 @@ def decode(
     for name, array in asked.inputs.items():
         require_finite(name, array)
     return asked
+
+
+def _wanted(
+    names: Any, number: Any, outputs: str | None, top_k: str | None, signature: Signature
+) -> tuple[tuple[str, ...], int | None]:
+    """What the body wants, else the query."""
+    if outputs is None and top_k is None:
+        return selected(names, signature), _top_k(number)
+    asked_names, asked_number = _from_query(outputs, top_k, signature)
+    return (
+        asked_names if names is None else selected(names, signature),
+        asked_number if number is None else _top_k(number),
+    )
 
 
 def decode_image(image: bytes, version: Version) -> npt.NDArray[Any]:

@@ -22,6 +22,7 @@ from benchmarks.rig.processes import Tree, free_ports
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".bench"
 START_S = 120.0
+_DRAIN_S = 0.5
 
 
 class Contestant(NamedTuple):
@@ -124,6 +125,7 @@ class Server:
                     post(self.given.port, again)
             yield
         finally:
+            time.sleep(_DRAIN_S)  # a tritonserver that is stopped in the middle of a run is dead when it goes on
             self.tree.pause()
 
     def tail(self) -> str:

@@ -44,7 +44,10 @@ def suggest(sweep: Sequence[Point], deployment: Record, built_for: int, cores: i
         why.append(f"batches were full at {limit} rows and more requests waited: a larger max_batch takes more at once")
     elif largest and largest * 2 <= limit <= most:
         found["max_batch"] = max(1, largest)
-        why.append(f"no batch had more than {largest} rows with {most} clients: a smaller max_batch warms up sooner")
+        why.append(
+            f"no batch had more than {largest} rows with {most} clients: a smaller max_batch warms up "
+            "sooner, and refuses requests of more rows"
+        )
     stages, busy = best.get("stages_ms"), best.get("server_cores")
     if cores and busy is not None and stages:
         waits, runs = stages["queue"], stages["compute_infer"]
@@ -79,7 +82,8 @@ def tune(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Tries settings out with PUT and leaves the best there; the original ones where none is better, on errors, and on
-    Ctrl-C. First instances and threads, then max_batch; at last the best one against the original, in turns.
+    Ctrl-C. First instances and threads, then a larger max_batch (with a smaller one requests would be refused that are
+    taken now); at last the best one against the original, in turns.
 
     Raises ApiError, Unreachable, DeploymentFailed, Changed.
     """
@@ -94,8 +98,8 @@ def tune(
             for shape in _shapes(cores, "threads" in trial.taken):
                 trial.measure(original | shape)
             best = trial.best()
-            for rows in _batches(built_for):
-                trial.measure(best | {"max_batch": rows})
+            if int(original.get("max_batch") or built_for) < built_for:
+                trial.measure(best | {"max_batch": built_for})
             best = trial.best()
             before = after = None
             if best != original:
@@ -125,10 +129,6 @@ def _shapes(cores: int, has_threads: bool) -> list[Settings]:
     return [*found, {"instances": 1, "threads": 1}] if cores > 1 else [*found, {"instances": 2, "threads": 1}]
 
 
-def _batches(built_for: int) -> list[int]:
-    return sorted({built_for, max(1, built_for // 4), max(1, built_for // 16)}, reverse=True)
-
-
 class _Trial:
     """Puts settings and measures them."""
 
@@ -145,12 +145,10 @@ class _Trial:
         if int(self.deployments.get(self.bench.name)["generation"]) != self.generation:
             raise Changed(f"deployment {self.bench.name} was changed by somebody else while it was tuned")
         fields = {k: v for k, v in (self.wanted | settings).items() if k != "model"}
-        try:
-            made = self.deployments.deploy(self.bench.name, self.wanted["model"], **fields)
-        except DeploymentFailed as failed:
-            self.generation = int(failed.deployment["generation"])
-            raise
-        self.generation = int(made["generation"])
+        with _uninterrupted():  # or nobody would know whether it has been put
+            made = self.deployments.deploy(self.bench.name, self.wanted["model"], wait=False, **fields)
+            self.generation = int(made["generation"])
+        self.deployments.settled(made)
 
     def measure(self, settings: Settings) -> None:
         """Puts and measures, unless that has been done. Settings that do not load are noted, and that is all."""
@@ -215,3 +213,24 @@ def _terminated_is_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[int] = []
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if heard:
+        raise KeyboardInterrupt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,28 +137,71 @@ def deploy(
     max_batch: Annotated[int | None, typer.Option(min=1)] = None,
     max_delay_ms: Annotated[float | None, typer.Option(min=0)] = None,
     max_queue: Annotated[int | None, typer.Option(min=1)] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="of the engine, all instances together")] = None,
+    run_timeout_s: Annotated[float | None, typer.Option(help="after which a run counts as hanging")] = None,
+    canary: Annotated[str | None, typer.Option(help="name@6=10: that version answers 10 % of the requests")] = None,
+    max_error_rate: Annotated[float | None, typer.Option(help="the canary is taken back above it")] = None,
+    max_p99_ms: Annotated[float | None, typer.Option(help="the canary is taken back above it")] = None,
+    min_requests: Annotated[int | None, typer.Option(help="before the canary is judged")] = None,
+    shadow: Annotated[str | None, typer.Option(help="name@6, or name@6=20: gets copies of 20 %")] = None,
     force: Annotated[bool, typer.Option(help="also a version that was rejected")] = False,
     wait: Wait = True,
 ) -> None:
-    """Puts an engine behind a name; the one before answers until the new one is warm."""
+    """Puts an engine behind a name; the one before answers until the new one is warm.
+
+    What is not said goes back to its default, a canary and a shadow too.
+    """
     told = state(context)
+    bounds = {"max_error_rate": max_error_rate, "max_p99_ms": max_p99_ms, "min_requests": min_requests}
+    bounds = {name: value for name, value in bounds.items() if value is not None}
+    if bounds and canary is None:
+        raise UsageError("bounds are of a canary: say --canary too")
     options: dict[str, Any] = {
         "instances": instances,
         "max_batch": max_batch,
         "max_delay_ms": max_delay_ms,
         "max_queue": max_queue,
+        "threads": threads,
+        "run_timeout_s": run_timeout_s,
+        "canary": None if canary is None else _share("--canary", canary, None) | bounds,
+        "shadow": None if shadow is None else _share("--shadow", shadow, 100.0),
     }
     with told.err.status(f"deploying {model} as {name}"):
         made = told.client.deploy(name, model, wait=wait, force=force or None, **options)
     told.answer(made, lambda: told.say(f"{name}: {made['model']} {made['status']}"))
 
 
-def deployments(context: typer.Context) -> None:
+def _share(option: str, given: str, usual: float | None) -> dict[str, Any]:
+    """`name@6=10` → the version, and its share in percent. Raises UsageError."""
+    model, sign, percent = given.partition("=")
+    try:
+        share = float(percent) if sign else usual
+    except ValueError:
+        share = None
+    if not model or share is None:
+        raise UsageError(f"{option} takes a version and a percentage, such as digits@6=10, not {given!r}")
+    return {"model": model, "percent": share}
+
+
+def deployments(
+    context: typer.Context, name: Annotated[str | None, typer.Argument(help="only this one, with all there is")] = None
+) -> None:
     """Lists the deployments."""
     told = state(context)
+    if name is not None:
+        told.answer(told.client.deployments.get(name))
+        return
     found = told.client.deployments.list()
-    rows = [[d["name"], d["model"], d["status"], d.get("previous")] for d in found]
-    told.answer({"items": found}, lambda: told.table(["deployment", "model", "status", "previous"], rows))
+    rows = [
+        [d["name"], d["model"], d["status"], d.get("previous"), _beside(d.get("canary")), _beside(d.get("shadow"))]
+        for d in found
+    ]
+    columns = ["deployment", "model", "status", "previous", "canary", "shadow"]
+    told.answer({"items": found}, lambda: told.table(columns, rows))
+
+
+def _beside(given: Mapping[str, Any] | None) -> str | None:
+    return None if given is None else f"{given['model']} {given['percent']:g} %"
 
 
 def predict(

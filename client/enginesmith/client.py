@@ -129,20 +129,21 @@ class Deployments:
     def deploy(
         self, name: str, model: str | Version | Job, *, wait: bool = True, timeout: float = 300.0, **options: Any
     ) -> Record:
-        """Puts a version behind a name. options: instances, max_batch, max_delay_ms, max_queue, canary, force.
+        """Puts a version behind a name. options: any setting of PUT: instances, max_batch, canary …
 
         wait: until every replica has it. Raises DeploymentFailed, TimedOut.
         """
         body = {"model": _ref(model)} | {k: v for k, v in options.items() if v is not None}
         put = cast(Record, self._transport.json("PUT", f"/v1/deployments/{name}", json=body))
-        return self._settled(put, timeout) if wait else put
+        return self.settled(put, timeout) if wait else put
 
     def rollback(self, name: str, *, wait: bool = True, timeout: float = 300.0) -> Record:
         """Back to the version before."""
         found = cast(Record, self._transport.json("POST", f"/v1/deployments/{name}/rollback"))
-        return self._settled(found, timeout) if wait else found
+        return self.settled(found, timeout) if wait else found
 
-    def _settled(self, wanted: Record, timeout: float) -> Record:
+    def settled(self, wanted: Record, timeout: float = 300.0) -> Record:
+        """Waits until every replica has what was put. Raises DeploymentFailed, TimedOut."""
         until, found = time.monotonic() + timeout, wanted
         while found["status"] not in {"ready", "failed", "asleep"}:
             if time.monotonic() >= until:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from enginesmith import bench_metrics
 from enginesmith.bench import told
-from enginesmith.bench_advice import suggest
+from enginesmith.bench_advice import _uninterrupted, suggest
 from enginesmith.bench_inputs import from_file, made_up
 from enginesmith.bench_load import BadAnswer, Sample, closed_loop, open_loop
 from enginesmith.bench_wire import Target
@@ -273,3 +274,20 @@ def test_advice_from_what_was_seen() -> None:
     fine = suggest([point(1, 100, 1), point(64, 900, 12)], deployment, 64, 2)
     assert fine["why"] == ["nothing seen speaks against the settings as they are"]
     assert not fine["tried"]
+
+
+def test_what_is_put_while_ctrl_c_comes_is_known() -> None:
+    done: list[str] = []
+
+    def put() -> None:
+        with _uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            done.append("put")
+
+    with pytest.raises(KeyboardInterrupt):
+        put()
+    assert done == ["put"]
+    with _uninterrupted():
+        pass
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)

@@ -83,6 +83,22 @@ def test_refused(stub: Stub, run) -> None:
     assert ran.err.endswith("error: net@1 is no engine (409 conflict)\nhint: convert it first\n")
 
 
+def test_deploy_with_a_canary_and_a_shadow(stub: Stub, run) -> None:
+    record = {"name": "d", "model": "net@1", "status": "ready"}
+    stub.on("PUT", "/v1/deployments/d", Answer(200, record))
+    words = ["--canary", "net@2=12.5", "--max-p99-ms", "20", "--shadow", "net@3", "--threads", "2"]
+    assert run("deploy", "d", "net@1", *words).code == 0
+    assert stub.asked[0].json == {
+        "model": "net@1",
+        "threads": 2,
+        "canary": {"model": "net@2", "percent": 12.5, "max_p99_ms": 20},
+        "shadow": {"model": "net@3", "percent": 100},
+    }
+    for wrong in (["--canary", "net@2"], ["--canary", "net@2=many"], ["--shadow", "=5"], ["--max-p99-ms", "20"]):
+        assert run("deploy", "d", "net@1", *wrong).code == 2
+    assert len(stub.asked) == 1
+
+
 def test_usage(run) -> None:
     assert run("train").code == 2
     assert run("nonsense").code == 2

@@ -96,6 +96,19 @@ def test_selection_and_top_k() -> None:
     assert asked.top_k == 2
 
 
+@pytest.mark.parametrize("space", ["", " "])  # read by simdjson, and as what is unusual is
+def test_what_the_query_wants_of_a_json_body(space: str) -> None:
+    def asked(said: str) -> wire.Asked:
+        body = f'{space}{{"inputs": [[1, 2, 3]]{said}}}'.encode()
+        return wire.decode("json", body, ONE, limit=1 << 20, outputs="z", top_k="2")
+
+    assert (asked("").outputs, asked("").top_k) == (("z",), 2)
+    both = asked(', "outputs": ["logits"], "top_k": 3')  # what the body says goes first
+    assert (both.outputs, both.top_k) == (("logits",), 3)
+    with pytest.raises(BadTensor, match="top_k"):
+        wire.decode("json", b'{"inputs": [[1, 2, 3]]}', ONE, limit=1 << 20, top_k="none")
+
+
 @pytest.mark.parametrize(
     ("dtype", "values", "wanted"),
     [
