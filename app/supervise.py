@@ -76,7 +76,9 @@ def serve(settings: Settings, workers: int, http_processes: int = 1) -> int:
             time.sleep(0.2)
             if store and not store.alive():
                 log.error("the embedded store died; starting it again")
-                store.restart()
+                if not store.restart():
+                    log.error("it has not started; its log: %s", store.folder / "valkey.log")
+                    time.sleep(1.0)
             for child in children:
                 child.tend()
     finally:

@@ -60,8 +60,28 @@ def test_it_comes_back_after_a_crash(tmp_path: Path) -> None:
         os.kill(store._pid, signal.SIGKILL)
         while store.alive():
             time.sleep(0.02)
-        store.restart()
+        assert store.restart()
         assert client.get("k") == b"v"
+    store.stop()
+
+
+def test_one_that_does_not_come_back_can_be_tried_again(tmp_path: Path) -> None:
+    store = EmbeddedStore(tmp_path)
+    store.start()
+    assert store._pid is not None
+    os.kill(store._pid, signal.SIGKILL)
+    while store.alive():
+        time.sleep(0.02)
+    (manifest,) = store.folder.rglob("*.manifest")
+    whole = manifest.read_bytes()
+    manifest.write_bytes(b"no manifest\n")
+    assert not store.restart()
+    assert not store.alive()
+    with pytest.raises(Conflict, match="another"):
+        EmbeddedStore(tmp_path).start()  # the folder was not given up
+    manifest.write_bytes(whole)
+    assert store.restart()
+    assert answers(store.url)
     store.stop()
 
 
