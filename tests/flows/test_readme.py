@@ -39,7 +39,7 @@ def settled(url: str, answer: dict[str, Any]) -> dict[str, Any]:
         if answer.get("status") in ("queued", "running"):
             return dict(client.jobs.wait(answer["id"], check=False))
         if answer.get("status") == "loading":
-            return dict(client.deployments._settled(client.deployments.get(answer["name"]), 240))
+            return dict(client.deployments.settled(client.deployments.get(answer["name"]), 240))
     return answer
 
 

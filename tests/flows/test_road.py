@@ -87,7 +87,7 @@ def travel(client: Client, digits: dict[str, np.ndarray]) -> dict[str, np.ndarra
 
 def found_again(client: Client, digits: dict[str, np.ndarray], answers: dict[str, np.ndarray]) -> None:
     for target, before in answers.items():
-        client.deployments._settled(client.deployments.get(f"{target}-net"), 240)
+        client.deployments.settled(client.deployments.get(f"{target}-net"), 240)
         after = client.predict(f"{target}-net", digits["x"][:5])["outputs"]["logits"]
         assert np.array_equal(after, before)
     assert len(client.models.get("net")["versions"]) == 6
