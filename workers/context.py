@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from app import tracing
 from app.domain.records import Job, Version, parse_ref
@@ -35,6 +35,10 @@ class Context:
     threads: int
     device: str = "cpu"
     seed: int = 0
+    # What a version is judged by. A trial looks at `val` alone: `test` is for what was chosen.
+    split: Literal["val", "test"] = "test"
+    # Whether passes measure latency: of no interest for what is only a step on the way.
+    times: bool = True
     _sources: dict[str, tuple[Version, Path]] = field(default_factory=dict)
 
     def progress(self, done: float, total: float | None = None, unit: str = "", phase: str | None = None) -> None:

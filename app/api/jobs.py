@@ -17,7 +17,7 @@ from app.api.told import job_json
 from app.api.waiting import applied, ended_or, idempotency_key, other_request, preferred_wait
 from app.deps import TheArtifacts, TheCatalog, TheQueue, TheSettings
 from app.domain.records import Job, Progress, Status, now, parse_ref
-from app.domain.specs import MENU, SUBMITTABLE, Spec
+from app.domain.specs import MENU, NOT_SUBMITTED, SUBMITTABLE, Spec
 from app.errors import Conflict, NotFound, Unprocessable
 from app.queue import Queue
 from app.storage.artifacts import Artifacts
@@ -54,6 +54,7 @@ async def submit(request: Request, settings: TheSettings, catalog: TheCatalog, q
                 "model": found.model,
                 "dataset": found.dataset,
                 "queue": found.queue,
+                "warnings": found.warnings,
                 "created_at": now(),
                 "allowed_attempts": settings.max_attempts,
             }
@@ -65,11 +66,11 @@ async def submit(request: Request, settings: TheSettings, catalog: TheCatalog, q
 
 def parse_submission(body: Any) -> Spec:
     """The typed spec. Raises Unprocessable that names the kinds, or the fields that are wrong."""
-    kinds = [kind for kind in MENU if kind != "import"]
+    kinds = [kind for kind in MENU if kind not in NOT_SUBMITTED]
     if isinstance(body, dict):
         kind = body.get("kind")
-        if kind == "import":
-            raise Unprocessable("jobs of kind 'import' are made by POST /v1/models", code="unknown_kind")
+        if isinstance(kind, str) and kind in NOT_SUBMITTED:
+            raise Unprocessable(f"jobs of kind {kind!r} are made by {NOT_SUBMITTED[kind]}", code="unknown_kind")
         if not isinstance(kind, str) or kind not in kinds:
             told = f"unknown kind {repr(kind)[:80]}" if "kind" in body else "there is no `kind`"
             raise Unprocessable(

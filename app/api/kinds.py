@@ -16,7 +16,7 @@ from app.api.body import Json
 from app.api.examples import problems, schema_of
 from app.api.resolving import choose_queue
 from app.deps import TheCatalog
-from app.domain.specs import MENU, Spec
+from app.domain.specs import MENU, NOT_SUBMITTED, Spec
 
 router = APIRouter(tags=["jobs"])
 _NOT_TARGETS = frozenset({"echo"})
@@ -47,11 +47,10 @@ def availability() -> dict[str, dict[str, Any]]:
 
 
 def _kind_json(kind: str, spec: type[Spec], workers: list[dict[str, Any]]) -> dict[str, Any]:
-    is_submitted = kind != "import"
     return {
         "kind": kind,
         "description": inspect.getdoc(spec),
-        "submit": "POST /v1/jobs" if is_submitted else "POST /v1/models",
+        "submit": NOT_SUBMITTED.get(kind, "POST /v1/jobs"),
         "needs": spec.needs,
         "needs_dataset": spec.needs_dataset,
         "queue": choose_queue(spec.model_construct(), workers) if kind != "convert" else "cpu, or gpu by target",

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from app.api.checking import compressing, optimizing, quantizing, searching, teaching
 from app.domain.records import Dataset, Version, parse_ref
-from app.domain.specs import ConvertSpec, EvaluateSpec, ModelSpec, PruneSpec, Spec
+from app.domain.specs import (
+    ConvertSpec,
+    EvaluateSpec,
+    ModelSpec,
+    OptimizeSpec,
+    PruneSpec,
+    QuantizeSpec,
+    SearchSpec,
+    ShareSpec,
+    Spec,
+)
 from app.errors import Conflict, Problem, Unprocessable
 from app.storage.catalog import Catalog
 
@@ -15,12 +26,13 @@ _FAMILIES = {"f": ("float16", "bfloat16", "float32", "float64"), "b": ("bool",)}
 
 
 class Resolved(NamedTuple):
-    """spec: with every ref exact; model, dataset: those refs."""
+    """spec: with every ref exact; model, dataset: those refs; warnings: what may not go as hoped."""
 
     spec: dict[str, Any]
     model: str | None
     dataset: str | None
     queue: str
+    warnings: tuple[str, ...] = ()
 
 
 def resolve(spec: Spec, catalog: Catalog) -> Resolved:
@@ -52,7 +64,22 @@ def resolve(spec: Spec, catalog: Catalog) -> Resolved:
             )
         _check_shapes_named(spec, version)
         _check_target(spec, workers)
-    return Resolved(stored, version.ref, dataset.ref if dataset else None, choose_queue(spec, workers))
+    warnings = _warnings(spec, version, dataset, catalog)
+    return Resolved(stored, version.ref, dataset.ref if dataset else None, choose_queue(spec, workers), warnings)
+
+
+def _warnings(spec: Spec, version: Version | None, dataset: Dataset | None, catalog: Catalog) -> tuple[str, ...]:
+    """Runs the checks of the spec's kind. Raises what they raise."""
+    found = teaching.check(spec, version, dataset, catalog)
+    if isinstance(spec, PruneSpec | ShareSpec):
+        found += compressing.check(spec, version, dataset, catalog)
+    elif isinstance(spec, QuantizeSpec):
+        found += quantizing.check(spec, version, dataset, catalog)
+    elif isinstance(spec, SearchSpec):
+        found += searching.check(spec, version, dataset, catalog)
+    elif isinstance(spec, OptimizeSpec | EvaluateSpec):
+        found += optimizing.check(spec, version, dataset, catalog)
+    return tuple(found)
 
 
 def choose_queue(spec: Spec, workers: list[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from app.domain.records import Dataset, Job, Version, parse_ref
 
 _JOB_FIELDS = (
     "id", "kind", "spec", "model", "dataset", "status", "phase", "progress", "metrics", "history", "result", "error",
-    "cache_hit", "attempt", "created_at", "started_at", "finished_at",
+    "cache_hit", "warnings", "parent", "attempt", "created_at", "started_at", "finished_at",
 )  # fmt: skip
 
 
@@ -28,6 +28,10 @@ def job_json(job: Job) -> dict[str, Any]:
     record = job.model_dump(mode="json")
     at = f"/v1/jobs/{job.id}"
     links = {name: at if name == "self" else f"{at}/{name}" for name in ("self", "events", "report", "cancel", "retry")}
+    if job.parent:
+        links["parent"] = f"/v1/jobs/{job.parent}"
+    if job.kind in ("search", "optimize"):
+        links["trials"] = f"/v1/jobs?parent={job.id}"
     made = (job.result.model if job.result else None) or job.model
     if made:
         name, number = parse_ref(made)

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.domain.specs import Ref
+from app.domain.spec import Ref
 from app.serving.guard import MIN_REQUESTS
 
 

@@ -218,6 +218,9 @@ class Job(Record):
     attempt: int = 1
     allowed_attempts: int = 2  # the number of the last attempt that the reaper may start
     queue: Literal["cpu", "gpu"] = "cpu"
+    parent: str | None = None  # the search or optimize job that a trial belongs to
+    waiting: bool = False  # running, but only its trials are: it holds no worker, and no lease
+    warnings: tuple[str, ...] = ()  # said at the submission: what will run, but not as one might hope
     traceparent: str | None = None  # W3C: the trace of the request that made it
     created_at: str
     started_at: str | None = None

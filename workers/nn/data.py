@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +85,9 @@ class Data:
     @property
     def task(self) -> str:
         return "classification" if self.record.y_dtype == "int64" else "regression"
+
+    def split(self, name: Literal["train", "val", "test"]) -> Rows:
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
 
     def fit_to(self, signature: Signature) -> Data:
         """The same data with batches in the dtype that the model takes. Raises BadDataset where they do not fit it."""

@@ -19,21 +19,22 @@ from workers.nn.quality import Answers, answers, quality
 BATCHES = (1, 64)
 
 
-def on_test(net: Net, data: Data, ctx: Context) -> Answers:
-    """The network's answers to the whole test split."""
+def judged(net: Net, data: Data, ctx: Context) -> Answers:
+    """The network's answers to the whole of the split that versions are judged by here (`ctx.split`)."""
     ctx.progress(0, None, phase="measuring accuracy")
-    return answers(eager(net.module, ctx.device), data.test, sensible_batch(data.test.x.shape[1:]))
+    rows = data.split(ctx.split)
+    return answers(eager(net.module, ctx.device), rows, sensible_batch(rows.x.shape[1:]))
 
 
 def torch_draft(
     net: Net, source: Version, ctx: Context, data: Data | None, found: Answers | None, **details: Any
 ) -> tuple[Path, dict[str, Any]]:
-    """Saves the network; returns the folder and the fields of its version. found: its answers to the test split."""
+    """Saves the network; returns the folder and the fields of its version. found: what `judged` gave."""
     folder = ctx.folder("version")
     measured: Quality | None = None
     if data is not None and found is not None:
-        measured = quality(found, data.ref)
-    timed = eager_latency(net, ctx)
+        measured = quality(found, data.ref, ctx.split)
+    timed = eager_latency(net, ctx) if ctx.times else ()
     net.module.cpu()
     save(net, folder)
     kept = {k: v for k, v in source.details.items() if k == "masked"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,10 +27,23 @@ class Outcome:
     evaluation: dict[str, Any] | None = None
 
 
-def apply(spec: Spec, ctx: Context) -> Outcome:
+@dataclass(frozen=True)
+class Waits:
+    """What a step of a search or an optimize job yields while it is not over: the job lets its worker go, and its next
+    step runs when one of its trials has ended. trials: specs of kind `trial` to start now, by a name unique in the job.
+
+    A step that is repeated, because its worker died, asks for the same names: those that there are already stay as
+    they are.
+    """
+
+    trials: dict[str, dict[str, Any]]
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def apply(spec: Spec, ctx: Context) -> Outcome | Waits:
     """Runs the pass of the spec's kind. Raises Problem."""
     kind = next(kind for kind, menu in MENU.items() if isinstance(spec, menu))
-    return cast(Outcome, importlib.import_module(module_of(kind)).run(spec, ctx))
+    return cast("Outcome | Waits", importlib.import_module(module_of(kind)).run(spec, ctx))
 
 
 def module_of(kind: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def run(spec: ConvertSpec, ctx: Context) -> Outcome:
     version, folder = ctx.source()
     runtime = _runtime(spec, version)
     data = ctx.dataset().fit_to(version.signature) if ctx.job.dataset else None
-    rows = _rows(data, version)
+    rows = _rows(data, ctx.split)
     source = open_source(version, folder, ctx, spec.shapes, _preferred(rows, version), SEED)
     shapes = source.plan.shapes if _has_open_sizes(version) else {}
     max_batch = spec.max_batch if version.signature.batched else 1
@@ -51,7 +51,7 @@ def run(spec: ConvertSpec, ctx: Context) -> Outcome:
         tolerance = spec.tolerance or _tolerance(spec.precision, version)
         parity = compare(engine, version.signature, source.answer, source.plan, rows, max_batch, tolerance, SEED)
         measured = _quality(engine, version, data, max_batch, ctx)
-        timed = _latency(engine, version, source.plan, spec.target, max_batch, ctx)
+        timed = _latency(engine, version, source.plan, spec.target, max_batch, ctx) if ctx.times else ()
     finally:
         engine.close()
     if spec.target in KEEP_ONNX:
@@ -115,11 +115,11 @@ def _build(runtime: Runtime, source: Source, options: BuildOptions, ctx: Context
     return runtime.build(settled, ctx.folder("version"), options, progress), [note]
 
 
-def _rows(data: Data | None, version: Version) -> list[Array]:
-    """Rows of the test split, each with its batch axis, in the dtype of the model's input."""
+def _rows(data: Data | None, split: Literal["val", "test"]) -> list[Array]:
+    """Rows of a split, each with its batch axis, in the dtype of the model's input."""
     if data is None:
         return []
-    some = data.test.sample(INPUTS, SEED)
+    some = data.split(split).sample(INPUTS, SEED)
     x = np.concatenate([x.numpy() for x, _ in some.batches(INPUTS)])
     return [np.ascontiguousarray(x[i : i + 1]) for i in range(len(x))]
 
@@ -135,12 +135,13 @@ def _has_open_sizes(version: Version) -> bool:
 
 
 def _quality(engine: Engine, version: Version, data: Data | None, max_batch: int, ctx: Context) -> Quality | None:
-    """The engine's own accuracy, over the whole test split."""
+    """The engine's own accuracy, over the whole of the split that counts here."""
     if data is None:
         return None
     ctx.progress(0, None, phase="measuring accuracy")
-    batch = sensible_batch(data.test.x.shape[1:], max_batch)
-    return quality(answers(asking(engine, version.signature, max_batch), data.test, batch), data.ref)
+    rows = data.split(ctx.split)
+    batch = sensible_batch(rows.x.shape[1:], max_batch)
+    return quality(answers(asking(engine, version.signature, max_batch), rows, batch), data.ref, ctx.split)
 
 
 def _latency(

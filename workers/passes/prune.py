@@ -16,7 +16,7 @@ from workers.context import Context
 from workers.net import Net, layer_sparsity, load, parameters, prunable, sparsity
 from workers.nn.channels import Thinned, output_layers, thin
 from workers.nn.data import Data
-from workers.nn.draft import on_test, torch_draft
+from workers.nn.draft import judged, torch_draft
 from workers.nn.export import to_onnx
 from workers.nn.fit import Fitted, fit
 from workers.nn.macs import macs, onnx_sparsity
@@ -39,7 +39,7 @@ def run(spec: PruneSpec, ctx: Context) -> Outcome:
     net = load(folder, source)
     _check_layers(spec, net)
     data = ctx.dataset().fit_to(net.signature) if ctx.job.dataset else None
-    before = on_test(net, data, ctx) if data else None
+    before = judged(net, data, ctx) if data else None
     net.module.cpu()
     ctx.progress(0, None, phase="pruning")
     if spec.method == "channel":
@@ -50,7 +50,7 @@ def run(spec: PruneSpec, ctx: Context) -> Outcome:
     if spec.finetune is not None and data is not None:
         fitted = fit(net.module, data, spec.finetune, ctx, masks=masks, phase="fine-tuning")
         report["finetune"] = fitted.summary()
-    after = on_test(net, data, ctx) if data else None
+    after = judged(net, data, ctx) if data else None
     if spec.method != "channel":
         _count(spec, net, report, ctx)
     if before is not None and after is not None:

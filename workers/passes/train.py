@@ -8,7 +8,7 @@ from torch import nn
 from app.domain.specs import TrainSpec
 from workers.context import Context
 from workers.net import load
-from workers.nn.draft import on_test, torch_draft
+from workers.nn.draft import judged, torch_draft
 from workers.nn.fit import fit
 from workers.nn.masks import inherited
 from workers.passes import Outcome
@@ -27,7 +27,7 @@ def run(spec: TrainSpec, ctx: Context) -> Outcome:
         f"{spec.optimizer}, {spec.schedule}, lr {spec.lr:g}, batch {spec.batch_size}, on {ctx.device}"
     )
     fitted = fit(net.module, data, spec, ctx, masks=masks)
-    found = on_test(net, data, ctx)
+    found = judged(net, data, ctx)
     folder, draft = torch_draft(net, source, ctx, data, found)
     notes = []
     if masks:

@@ -1,0 +1,104 @@
+"""The kinds of job that make a network smaller: prune, share, quantize."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from app.domain.spec import Layers, ModelSpec, Need, Target, Training
+
+DRY_RUN = Field(False, description="answers what could be done, and what it would give; changes and trains nothing")
+
+
+class PruneSpec(ModelSpec):
+    """Removes weights (zeros; no speed on CPU runtimes) or channels (really gone)."""
+
+    needs: ClassVar[Need] = "trainable"
+    on_gpu: ClassVar[bool] = True
+    kind: Literal["prune"] = "prune"
+    method: Literal["l1_unstructured", "random_unstructured", "ln_structured", "channel", "n_m"]
+    amount: float = Field(0.5, gt=0, lt=1, description="share of the weights, or of the channels, that goes")
+    scope: Literal["layer", "global"] = "layer"
+    layers: Layers | None = Field(None, description="names of layers; all prunable ones unless given")
+    norm: float = Field(2.0, ge=0, le=10, description="n of ln_structured")
+    importance: Literal["magnitude", "random", "taylor"] = Field(
+        "magnitude", description="taylor: |weight × gradient| over training rows (Molchanov et al. 2019); a data set"
+    )
+    round_to: int = Field(1, ge=1, le=256, description="channels are kept in multiples of this")
+    steps: int = Field(1, ge=1, le=100, description="prunings, with a part of the fine-tuning after each")
+    schedule: Literal["one_shot", "iterative", "gradual"] = Field(
+        "iterative",
+        description="of several steps. iterative: the same share of what is left goes each time; gradual: the cubic "
+        "schedule of Zhu and Gupta (2017); one_shot: all at the first",
+    )
+    n: int = Field(2, ge=1, le=64, description="n_m: how many of m weights in a row stay")
+    m: int = Field(4, ge=2, le=64, description="n_m: of how many")
+    sensitivity: bool = Field(
+        False, description="measures accuracy on the validation split, layer by layer, amount by amount"
+    )
+    finetune: Training | None = Field(None, description="training after the pruning")
+    dry_run: bool = DRY_RUN
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+
+    def wants_dataset(self) -> bool:
+        return not self.dry_run and (self.finetune is not None or self.sensitivity or self.importance == "taylor")
+
+    @model_validator(mode="after")
+    def _scope_fits(self) -> Self:
+        if self.scope == "global" and self.method in ("ln_structured", "n_m"):
+            raise ValueError(f"{self.method} works layer by layer: scope 'layer'")
+        if self.n >= self.m:
+            raise ValueError(f"n_m keeps n of m weights: n is {self.n}, m is {self.m}")
+        return self
+
+
+class ShareSpec(ModelSpec):
+    """Shares parameters: convolutions in groups, low-rank factors, palettes of weights."""
+
+    needs: ClassVar[Need] = "trainable"
+    on_gpu: ClassVar[bool] = True
+    kind: Literal["share"] = "share"
+    method: Literal["grouped_conv", "depthwise_separable", "low_rank", "cluster"]
+    layers: Layers | None = Field(None, description="names of layers; all that it can be done to unless given")
+    groups: int = Field(2, ge=2, le=4096, description="grouped_conv: how many groups")
+    permute: bool = Field(True, description="grouped_conv: choose which channels share a group; False: as they lie")
+    solve: Literal["scale", "least_squares"] = Field(
+        "least_squares",
+        description="what is done to the kept weights: one scale per channel, or least squares on activations",
+    )
+    ranks: Literal["energy", "vbmf"] = Field("energy", description="low_rank: how ranks are found")
+    energy: float = Field(0.9, gt=0, le=1, description="low_rank: share of the squared singular values that stays")
+    clusters: int = Field(16, ge=2, le=256, description="cluster: weights in a layer's palette")
+    finetune: Training | None = Field(None, description="training afterwards")
+    dry_run: bool = DRY_RUN
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+
+    def wants_dataset(self) -> bool:
+        return not self.dry_run and self.finetune is not None
+
+
+class QuantizeSpec(ModelSpec):
+    """int8: calibrated after training (ptq), or trained (qat). Gives an ONNX file with Q/DQ nodes for one target."""
+
+    needs: ClassVar[Need] = "convertible"
+    on_gpu: ClassVar[bool] = True
+    kind: Literal["quantize"] = "quantize"
+    target: Target
+    mode: Literal["ptq", "qat"] = "ptq"
+    calibration_samples: int = Field(300, ge=1, le=100_000, description="rows of the train split")
+    max_accuracy_drop: float | None = Field(
+        None, ge=0, le=1, description="on the validation split; layers that hurt more stay in higher precision"
+    )
+    finetune: Training | None = Field(None, description="qat: how to train; 3 epochs at lr 0.001 unless given")
+    dry_run: bool = DRY_RUN
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+
+    def wants_dataset(self) -> bool:
+        return not self.dry_run
+
+    @model_validator(mode="after")
+    def _training_fits(self) -> Self:
+        if self.finetune is not None and self.mode == "ptq":
+            raise ValueError("ptq trains nothing: `finetune` goes with mode 'qat'")
+        return self
