@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 from fastapi import Depends, Request
 
 from app.queue import Queue
+from app.report.press import Press
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
@@ -31,6 +32,10 @@ def _queue(request: Request) -> Queue:
     return cast(Queue, request.app.state.queue)
 
 
+def _press(request: Request) -> Press:
+    return cast(Press, request.app.state.press)
+
+
 def fleet(request: Request) -> Served:
     """The deployments that this process serves."""
     return cast("Served", request.app.state.fleet)
@@ -40,3 +45,4 @@ TheSettings = Annotated[Settings, Depends(_settings)]
 TheArtifacts = Annotated[Artifacts, Depends(_artifacts)]
 TheCatalog = Annotated[Catalog, Depends(_catalog)]
 TheQueue = Annotated[Queue, Depends(_queue)]
+ThePress = Annotated[Press, Depends(_press)]

@@ -23,19 +23,21 @@ from app.api import (
     oip_routes,
     predict,
     problems,
+    recipes,
     report,
 )
 from app.api.examples import ANY_PROBLEM
 from app.api.hot import Hot
 from app.observe import Requests, exposition
 from app.parts import looked_after, opened
+from app.report.press import Press
 from app.serving.apart.front import FrontFleet
 from app.serving.fleet import Fleet
 from app.serving.served import Served
 from app.settings import Settings
 
 # kinds before /v1/jobs/{id}: the router looks at one after the other.
-ROUTERS = (predict, models, datasets, kinds, jobs, events, report, deployments, oip_routes, health)
+ROUTERS = (predict, models, recipes, datasets, kinds, jobs, events, report, deployments, oip_routes, health)
 
 
 class App(FastAPI):
@@ -81,6 +83,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.stopping = False
     async with opened(settings, "app") as parts, contextlib.AsyncExitStack() as others:
         app.state.artifacts, app.state.catalog, app.state.queue = parts.artifacts, parts.catalog, parts.queue
+        app.state.press = Press(settings)
+        others.push_async_callback(app.state.press.close)
         fleet: Served
         if settings.engines_socket is None:
             await others.enter_async_context(looked_after(parts))

@@ -12,6 +12,7 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError, TimeoutError
 from redis.retry import Retry
 from rq.exceptions import NoSuchJobError
+from rq.job import Job as Delivery
 
 from app.domain.records import Job
 from app.storage.redis import LOST, gone
@@ -34,8 +35,8 @@ class Queue:
         )
         logging.getLogger("rq").setLevel(logging.WARNING)
 
-    def enqueue(self, job: Job) -> None:
-        """Raises Unavailable; then the reaper finds the job and enqueues it when Redis is back."""
+    def enqueue(self, job: Job, *, front: bool = False) -> None:
+        """front: before all others. Raises Unavailable; then the reaper enqueues the job when Redis is back."""
         with _translated():
             rq.Queue(job.queue, connection=self.redis).enqueue_call(
                 WORK,
@@ -45,6 +46,7 @@ class Queue:
                 result_ttl=_TTL_S,
                 failure_ttl=_TTL_S,
                 description=f"{job.kind} {job.id} attempt {job.attempt}",
+                at_front=front,
             )
 
     def cancel(self, job: Job) -> None:
@@ -57,10 +59,28 @@ class Queue:
                         with contextlib.suppress(NoSuchJobError):
                             held.remove(id)
 
+    def take(self, parent: str, name: str) -> tuple[str, int] | None:
+        """Takes the first trial of a job off a queue, as a worker would: (id, attempt), for the caller alone."""
+        with _translated():
+            held = rq.Queue(name, connection=self.redis)
+            for id in held.get_job_ids():
+                if id.startswith(f"{parent}-") and self.redis.lrem(held.key, 1, id):
+                    with contextlib.suppress(NoSuchJobError):
+                        Delivery.fetch(id, connection=self.redis).delete(remove_from_queue=False)
+                    job, _, delivery = id.partition("--")
+                    return job, int(delivery.partition("-")[0])
+        return None
+
     def waiting(self) -> set[str]:
         """The ids of the jobs that lie on a queue."""
         with _translated():
             return {id.split("--")[0] for name in NAMES for id in rq.Queue(name, connection=self.redis).get_job_ids()}
+
+
+def delivery() -> str | None:
+    """RQ's id of what this process was started for; None where RQ did not start it."""
+    job = rq.get_current_job()
+    return job.id if job else None
 
 
 class _translated(contextlib.AbstractContextManager[None]):  # noqa: N801  reads as a verb where it is used

@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     reap_grace_s: float = Field(5.0, ge=0)
     # How often a lost attempt is started again.
     max_attempts: int = Field(2, ge=1)
+    # Seconds after its start for which the process of a trial goes on to take further trials of the same job.
+    reuse_s: float = Field(60.0, ge=0)
     # Seconds between two looks at the deployments wanted.
     poll_s: float = Field(1.0, gt=0)
     # Seconds for which a staged upload or an unnamed file is kept.

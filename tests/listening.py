@@ -15,6 +15,7 @@ class Listener:
     """What `fit` needs of a context; stops after `dies_after` checkpoints, as a killed process would."""
 
     device, threads, seed = "cpu", 1, 0
+    fetched: Path | None = None
 
     def __init__(self, scratch: Path, dies_after: int | None = None) -> None:
         self.scratch, self.dies_after = scratch, dies_after

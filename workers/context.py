@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from app import tracing
-from app.domain.records import Job, Version, parse_ref
+from app.domain.records import Dataset, Job, Version, parse_ref
 from app.errors import NotFound, Unprocessable
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
@@ -39,6 +40,12 @@ class Context:
     split: Literal["val", "test"] = "test"
     # Whether passes measure latency: of no interest for what is only a step on the way.
     times: bool = True
+    # Of work in several stages: whose checkpoints these are. Nobody but the whole may cut the history then.
+    stage: str = ""
+    # Where versions and data sets are fetched to; None: the scratch folder.
+    fetched: Path | None = None
+    # Sees every row of the history as it comes, and may end the work by what it raises: the pruner of a search.
+    watch: Callable[[dict[str, Any]], None] | None = None
     _sources: dict[str, tuple[Version, Path]] = field(default_factory=dict)
 
     def progress(self, done: float, total: float | None = None, unit: str = "", phase: str | None = None) -> None:
@@ -48,10 +55,16 @@ class Context:
     def metrics(self, row: dict[str, Any]) -> None:
         """One row of the job's history: the figures of an epoch."""
         self.report.metrics(row)
+        if self.watch is not None:
+            self.watch(row)
 
     def log(self, text: str, level: str = "info") -> None:
         """A line that is seen through the API while the job runs."""
         self.report.line(text, level)
+
+    def trials(self, names: Iterable[str] | None = None) -> dict[str, Job]:
+        """The trials of this job by name, as they are now: all, or those of the names that there are."""
+        return self.catalog.trials.of(self.job.id, names)
 
     def source(self, ref: str | None = None) -> tuple[Version, Path]:
         """A version (the job's own unless named) and a folder with its files, verified. Raises NotFound."""
@@ -61,7 +74,7 @@ class Context:
         if ref not in self._sources:
             name, n = parse_ref(ref)
             version = self.catalog.version(name, n) if n else self.catalog.versions(name)[-1]
-            folder = self.scratch / "sources" / version.ref
+            folder = (self.fetched or self.scratch) / "sources" / version.ref
             with tracing.span("fetch", what=version.ref):
                 self._sources[ref] = version, fetch_files(self.artifacts, version.folder, version.files, folder)
         return self._sources[ref]
@@ -70,15 +83,20 @@ class Context:
         """A data set (the job's own unless named), memory-mapped from the scratch folder. Raises NotFound."""
         from workers.nn.data import open_dataset
 
+        return open_dataset(*self.dataset_files(ref))
+
+    def dataset_files(self, ref: str | None = None) -> tuple[Dataset, Path]:
+        """A data set (the job's own unless named) and a folder with its files, verified; without torch. Raises
+        NotFound."""
         ref = ref or self.job.dataset
         if ref is None:
             raise Unprocessable("this job names no data set", hint='add "dataset": "name"')
         record = self.catalog.dataset(*parse_ref(ref))
-        folder = self.scratch / "datasets" / record.ref
+        folder = (self.fetched or self.scratch) / "datasets" / record.ref
         if not folder.exists():
             with tracing.span("fetch", what=record.ref):
                 fetch_files(self.artifacts, record.folder, record.files, folder)
-        return open_dataset(record, folder)
+        return record, folder
 
     def fetch_upload(self, key: str, to: Path) -> Path:
         """The staged upload of an import. Raises NotFound."""
@@ -92,20 +110,40 @@ class Context:
             self.artifacts.put_file(state, key)
         else:
             self.artifacts.put_bytes(state, key)
-        self.artifacts.delete(*sorted(self.artifacts.keys(self._checkpoints), key=_age)[:-CHECKPOINTS_KEPT])
+        self.artifacts.delete(*self._kept_checkpoints()[:-CHECKPOINTS_KEPT])
 
     def last_checkpoint(self) -> tuple[int, Path] | None:
         """(epoch, file) of the newest checkpoint that an earlier attempt left; its history is cut to that epoch."""
-        for key in sorted(self.artifacts.keys(self._checkpoints), key=_age, reverse=True):
+        for key in reversed(self._kept_checkpoints()):
             try:
                 path = self.artifacts.fetch(key, self.scratch / "checkpoint")
             except NotFound:
                 continue
             epoch = _age(key)[1]
-            self.catalog.trim_history(self.job.id, epoch)
+            self._trim_history(epoch)
             return epoch, path
-        self.catalog.trim_history(self.job.id, 0)
+        self._trim_history(0)
         return None
+
+    def _kept_checkpoints(self) -> list[str]:
+        """Oldest first; those of stages below this one are theirs."""
+        keys = self.artifacts.keys(self._checkpoints)
+        return sorted((key for key in keys if key.rpartition("/")[0] == self._checkpoints), key=_age)
+
+    def _trim_history(self, keep: int) -> None:
+        if not self.stage:
+            self.catalog.trim_history(self.job.id, keep)
+
+    def staged(self, stage: str, **changes: Any) -> Context:
+        """The context of one stage of several, or of one job of several done in this one: checkpoints and scratch of
+        its own, everything else shared. Whoever works in stages trims the history itself."""
+        within = f"{self.stage}/{stage}" if self.stage else stage
+        given: dict[str, Any] = {"fetched": self.fetched or self.scratch, "scratch": self.folder(f"stage-{stage}")}
+        return replace(self, stage=within, **(given | changes))
+
+    def given(self, version: Version, folder: Path) -> None:
+        """From here on `source` knows a version that is not published, by its ref."""
+        self._sources[version.ref] = version, folder
 
     def clear_checkpoints(self) -> None:
         self.artifacts.delete_all(self._checkpoints)
@@ -119,7 +157,7 @@ class Context:
 
     @property
     def _checkpoints(self) -> str:
-        return f"checkpoints/{self.job.id}"
+        return f"checkpoints/{self.job.id}" + (f"/{self.stage}" if self.stage else "")
 
 
 def _age(key: str) -> tuple[int, int]:

@@ -34,31 +34,70 @@ def block_sigterm() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
+class Ending:
+    """SIGTERM to a whole process: the job that it concerns is handed back, and no other is begun."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._lease: Lease | None = None
+        self._turn = threading.Lock()
+
+    def heed(self) -> Ending:
+        """From now on, in a thread. To be called after block_sigterm."""
+        threading.Thread(target=self._heed, name="sigterm", daemon=True).start()
+        return self
+
+    def concerns(self, lease: Lease | None) -> None:
+        """Which attempt is to be handed back from now on."""
+        with self._turn:
+            self._lease = lease
+        if self.asked and lease is not None:
+            lease.hand_back()
+
+    def _heed(self) -> None:
+        while True:
+            signal.sigwait({signal.SIGTERM})
+            self.asked = True
+            with self._turn:
+                lease = self._lease
+            if lease is not None:
+                lease.hand_back()
+
+
 class Lease:
     """Renews while it is open. It ends the process at once when the job is cancelled, when another attempt has replaced
     this one, or on SIGTERM; in the last case the job goes back to its queue."""
 
     def __init__(
-        self, catalog: Catalog, queue: Queue, settings: Settings, id: str, attempt: int, scratch: Path
+        self,
+        catalog: Catalog,
+        queue: Queue,
+        settings: Settings,
+        id: str,
+        attempt: int,
+        scratch: Path,
+        process: Ending | None = None,
     ) -> None:
         self._catalog, self._queue, self._settings = catalog, queue, settings
         self._id, self._attempt, self._scratch = id, attempt, scratch
         self._done = threading.Event()
         self._ending = threading.Lock()  # held by whoever decides how this attempt ends
         self._settled = False
-        self._threads = [
-            threading.Thread(target=self._renew, name="lease", daemon=True),
-            threading.Thread(target=self._heed_sigterm, name="sigterm", daemon=True),
-        ]
+        self._process = process or Ending().heed()
         self.on_cancel: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Lease:
-        for thread in self._threads:
-            thread.start()
+        threading.Thread(target=self._renew, name="lease", daemon=True).start()
+        self._process.concerns(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
+        self._process.concerns(None)
+
+    def hand_back(self) -> None:
+        """The job goes back to its queue, and the process ends; unless the work has just ended by itself."""
+        self._end("handed back")
 
     def settle(self) -> None:
         """Claims the end of the attempt for the work itself: from here on nothing ends the process from outside.
@@ -90,10 +129,6 @@ class Lease:
             if status == "cancelling":
                 self._end("cancelled")
 
-    def _heed_sigterm(self) -> None:
-        signal.sigwait({signal.SIGTERM})
-        self._end("handed back")
-
     def _end(self, how: str) -> None:
         if not self._ending.acquire(blocking=False):
             return  # the work has just ended by itself
@@ -113,6 +148,7 @@ class Lease:
         with contextlib.suppress(Stale):
             if job.status == "cancelling":
                 self._catalog.moved(self._id, was={"cancelling"}, to="cancelled", attempt=self._attempt)
+                self.on_cancel()
                 return
             again = self._catalog.moved(
                 self._id,

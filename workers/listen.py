@@ -16,7 +16,7 @@ import redis
 from rq import Queue
 from rq.worker import SpawnWorker
 
-from app.errors import Problem
+from app.errors import NotFound, Problem
 from app.queue import Queue as Deliveries
 from app.reaper import bring_back_now
 from app.settings import Settings
@@ -43,11 +43,17 @@ class JobWorker(SpawnWorker):
     def handle_work_horse_killed(self, job: Any, *args: Any, **kwargs: Any) -> None:
         """A process that died is seen here first. Where this fails, the lease expires and the reaper comes."""
         id, attempt = job.args
-        log.warning("the process of job %s, attempt %d, ended without a word", id, attempt)
+        log.warning("the process that was started for job %s, attempt %d, ended without a word", id, attempt)
         settings = Settings()
         url = settings.redis_url or ""
         with contextlib.suppress(Problem):
-            bring_back_now(Catalog.open(settings, url, patience_s=2), Deliveries(url), id, attempt)
+            catalog, deliveries = Catalog.open(settings, url, patience_s=2), Deliveries(url)
+            later = catalog.trials.held(job.id)  # what it was doing by then, after the job that it was started for
+            for lost in ((id, attempt), later):
+                if lost is not None:
+                    with contextlib.suppress(NotFound):
+                        bring_back_now(catalog, deliveries, settings, *lost)
+            catalog.trials.let_go(job.id)
 
     def maintain_heartbeats(self, *args: Any, **kwargs: Any) -> None:
         # Liveness is the lease's business; a Redis that is away must not part a worker from its job.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -9,21 +10,26 @@ import os
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 from app import tracing
 from app.domain import specs
 from app.domain.records import Job, Made, Result, Version, now
 from app.errors import InsufficientStorage, Internal, NotFound, Problem
-from app.queue import Queue
+from app.queue import Queue, delivery
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog, Fenced, Stale
 from app.storage.registry import find_version, publish_version, put_files
+from app.trials import WAITING_KINDS, resume_trials, stop_trials, tell_parent
 from workers.context import Context
-from workers.lease import Cancelled, Lease, block_sigterm
+from workers.lease import Cancelled, Ending, Lease, block_sigterm
+from workers.passes import Outcome, Waits, apply
 from workers.report import Report
+from workers.turn import Turn, start_trials
 
 log = logging.getLogger("enginesmith.run")
 
@@ -37,31 +43,48 @@ def run(id: str, attempt: int) -> None:
     if settings.redis_url is None:
         raise RuntimeError("ENGINESMITH_REDIS_URL is not set")
     catalog = Catalog.open(settings, settings.redis_url)
-    queue = Queue(settings.redis_url)
-    try:
-        job = catalog.moved(
-            id,
-            was={"queued"},
-            to="running",
-            attempt=attempt,
-            lease_s=settings.lease_s,
-            started_at=now(),
-            phase="starting",
-        )
-    except (Stale, NotFound) as gone:
-        log.info("job %s, attempt %d: not started: %s", id, attempt, gone.detail)
-        return
-    scratch = settings.scratch / "jobs" / f"{id}-{attempt}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    artifacts = Artifacts(settings.artifacts_url)
+    parts = Parts(settings, catalog, Queue(settings.redis_url), Artifacts(settings.artifacts_url), Ending().heed())
     tracing.start(settings, "worker")
-    with Lease(catalog, queue, settings, id, attempt, scratch) as lease, _traced(job) as span:
-        lease.on_cancel = lambda: _cancelled(artifacts, job, span)
+    take_turn(parts, id, attempt, delivery())
+    tracing.stop()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What every job of this process shares. apply: what does the work."""
+
+    settings: Settings
+    catalog: Catalog
+    queue: Queue
+    artifacts: Artifacts
+    process: Ending
+    apply: Callable[[specs.Spec, Context], Outcome | Waits] = apply
+
+
+def take_turn(parts: Parts, id: str, attempt: int, delivered: str | None = None) -> None:
+    """Does what was delivered, and then what this process may as well do next: see `Turn`."""
+    turn = Turn(parts.settings, parts.catalog, parts.queue, parts.process, delivered)
+    job = turn.begin(id, attempt)
+    while job is not None:
+        done = run_one(job, parts)
+        job = turn.after(done) if done is not None else None
+    turn.close()
+
+
+def run_one(job: Job, parts: Parts) -> Job | None:
+    """Does a job that is running, or a step of it. Gives the job as it is then; None when this process lost it."""
+    settings, catalog = parts.settings, parts.catalog
+    scratch = settings.scratch / "jobs" / f"{job.id}-{job.attempt}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    with (
+        Lease(catalog, parts.queue, settings, job.id, job.attempt, scratch, parts.process) as lease,
+        _traced(job) as span,
+    ):
+        lease.on_cancel = lambda: _cancelled(parts, job, span)
         try:
-            _attempt(job, settings, catalog, artifacts, lease)
+            return _attempt(job, parts, lease)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    tracing.stop()
 
 
 def _traced(job: Job) -> AbstractContextManager[tracing.Span | None]:
@@ -71,22 +94,33 @@ def _traced(job: Job) -> AbstractContextManager[tracing.Span | None]:
     return tracing.span(f"job {job.kind}", "consumer", job.traceparent, root=True, **attributes)
 
 
-def _cancelled(artifacts: Artifacts, job: Job, span: tracing.Span | None) -> None:
+def _cancelled(parts: Parts, job: Job, span: tracing.Span | None) -> None:
     """In the lease's thread: the process ends right after this."""
-    _clear(artifacts, job)
+    tell_parent(parts.catalog, parts.queue, job, parts.settings.max_attempts)
+    if job.kind in WAITING_KINDS:
+        stop_trials(parts.catalog, parts.queue, job.id)
+    _clear(parts.artifacts, job)
     if span is not None:
         span.error = "cancelled"
         span.end()
         tracing.stop(0.5)
 
 
-def _attempt(job: Job, settings: Settings, catalog: Catalog, artifacts: Artifacts, lease: Lease) -> None:
+def _attempt(job: Job, parts: Parts, lease: Lease) -> Job | None:
+    catalog = parts.catalog
     report = Report(catalog, job.id, job.attempt)
     try:
-        result, finish = _work(job, settings, catalog, artifacts, report, lease)
-        changes: dict[str, Any] = {"to": "succeeded", "result": result} | finish
-    except Fenced:
-        return  # the lease's thread ends this process
+        outcome = _work(job, parts, report, lease)
+        if isinstance(outcome, Waits):
+            start_trials(catalog, parts.queue, parts.settings, job, outcome.trials)
+            report.close()
+            lease.settle()
+            return _park(job, parts, outcome)
+        result, changes = outcome
+        changes = {"to": "succeeded", "result": result} | changes
+    except (Fenced, Stale):
+        _given_up(job, parts)
+        return None
     except BaseException as error:
         problem = _problem(error, job)
         tracing.fail(problem.detail)
@@ -100,43 +134,71 @@ def _attempt(job: Job, settings: Settings, catalog: Catalog, artifacts: Artifact
         lease.settle()
         if changes["to"] == "succeeded":  # what is published stays, even when a cancel came while it was
             ended = catalog.moved(job.id, was={"running", "cancelling"}, attempt=job.attempt, **changes)
-        elif catalog.job(job.id).status == "cancelling":
+        elif catalog.brief(job.id).status == "cancelling":
             ended = catalog.moved(job.id, was={"cancelling"}, to="cancelled", attempt=job.attempt)
         else:
             ended = catalog.moved(job.id, was={"running"}, attempt=job.attempt, **changes)
     except (Stale, Fenced) as gone:
         log.warning("job %s, attempt %d: %s", job.id, job.attempt, gone.detail)
-        return
+        return None
+    if job.kind in WAITING_KINDS:
+        stop_trials(catalog, parts.queue, job.id)
     if not (ended.error and ended.error["retryable"]):
-        _clear(artifacts, job)
+        _clear(parts.artifacts, job)
+    return ended
 
 
-def _work(
-    job: Job, settings: Settings, catalog: Catalog, artifacts: Artifacts, report: Report, lease: Lease
-) -> tuple[Result, dict[str, Any]]:
+def _park(job: Job, parts: Parts, waits: Waits) -> Job:
+    """Lets the worker go until a trial has ended. Raises Stale; Internal when there is nothing to wait for."""
+    changes: dict[str, Any] = {"phase": "waiting for trials"}
+    if waits.report:
+        changes["result"] = Result(model=None, report=waits.report)
+    try:
+        parts.catalog.trials.park(job, parts.settings.max_attempts, **changes)
+    except NotFound:
+        raise Internal("a step has asked for no trial, and there is none to wait for") from None
+    return parts.catalog.brief(job.id)
+
+
+def _given_up(job: Job, parts: Parts) -> None:
+    """Another attempt has replaced this one, or somebody has ended the job. The lease's thread ends this process, but
+    where the work has claimed its end already."""
+    with contextlib.suppress(Stale, NotFound):
+        ended = parts.catalog.moved(job.id, was={"cancelling"}, to="cancelled", attempt=job.attempt)
+        _cancelled(parts, ended, None)
+
+
+def _work(job: Job, parts: Parts, report: Report, lease: Lease) -> tuple[Result, dict[str, Any]] | Waits:
     """The result, and further changes of the job that ends with it."""
+    settings, catalog, artifacts = parts.settings, parts.catalog, parts.artifacts
     name = str(job.spec["name"]) if job.kind == "import" else (job.model or "").partition("@")[0]
-    if job.attempt > 1 and name and (published := find_version(artifacts, name, job.id)):
+    publishes = job.kind not in WAITING_KINDS and job.kind != "trial"
+    if publishes and job.attempt > 1 and name and (published := find_version(artifacts, name, job.id)):
         catalog.put_version(published)  # the attempt before got as far as the manifest
         return Result(model=published.ref, verdict=published.verdict, report=published.details.get("report", {})), {}
+    if job.kind in WAITING_KINDS:
+        resume_trials(catalog, parts.queue, job.id, settings.max_attempts)
 
     tracing.phase("starting")
-    from workers.passes import apply
-
     spec = specs.parse({k: v for k, v in job.spec.items() if v is not None} | _resolved(job))
     scratch = settings.scratch / "jobs" / f"{job.id}-{job.attempt}"
     scratch.mkdir(parents=True)
     threads = settings.threads or os.cpu_count() or 1
-    ctx = Context(
-        job, settings, artifacts, catalog, report, scratch, threads, _device(spec), int(getattr(spec, "seed", 0) or 0)
-    )
-    outcome = apply(spec, ctx)
+    seed = int(getattr(spec, "seed", 0) or 0)
+    ctx = Context(job, settings, artifacts, catalog, report, scratch, threads, _device(spec, job), seed)
+    outcome = parts.apply(spec, ctx)
+    if isinstance(outcome, Waits):
+        return outcome
     done: dict[str, Any] = {"progress": {"done": 1, "total": 1, "unit": "", "eta_s": 0}}
+    if job.kind in WAITING_KINDS:
+        done = {}  # its steps have said how many trials there were
+    if outcome.cache_hit or outcome.report.get("cache_hit"):
+        done["cache_hit"] = True
     lease.check()
     if outcome.evaluation is not None and job.model:
         _keep_evaluation(artifacts, catalog, job, outcome.evaluation)
     if outcome.folder is None:
-        return Result(model=job.model, report=outcome.report), done
+        return Result(model=outcome.model or job.model, verdict=outcome.verdict, report=outcome.report), done
     ctx.progress(1, 1, phase="publishing")
     prefix = f"models/{name}/files/{job.id}-{job.attempt}"
     files, size = put_files(artifacts, outcome.folder, prefix)
@@ -159,8 +221,9 @@ def _resolved(job: Job) -> dict[str, str]:
     return {k: v for k, v in (("model", job.model), ("dataset", job.dataset)) if v and k in job.spec}
 
 
-def _device(spec: specs.Spec) -> str:
-    if not spec.on_gpu:
+def _device(spec: specs.Spec, job: Job) -> str:
+    """Steps of a job that waits import no torch; a trial needs what its parent's queue says."""
+    if job.kind in WAITING_KINDS or not (spec.on_gpu or (job.kind == "trial" and job.queue == "gpu")):
         return "cpu"
     import torch
 

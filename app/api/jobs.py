@@ -10,6 +10,8 @@ from starlette.responses import Response
 
 from app.api.body import Json, checked_by, read_json
 from app.api.examples import headers, json_body, problems
+from app.api.job_examples import EXAMPLES
+from app.api.job_schema import listed, shown
 from app.api.paging import Cursor, Limit, page
 from app.api.resolving import resolve
 from app.api.submitting import accepted, fingerprint, new_job_id, submit_once
@@ -22,23 +24,17 @@ from app.errors import Conflict, NotFound, Unprocessable
 from app.queue import Queue
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog, Stale
+from app.trials import WAITING_KINDS, stop_trials, tell_parent
 
 router = APIRouter(tags=["jobs"])
-_EXAMPLES = {
-    "train": {"kind": "train", "model": "digits", "dataset": "digits", "epochs": 30, "lr": 0.05},
-    "prune": {"kind": "prune", "model": "digits@2", "dataset": "digits", "method": "channel", "amount": 0.5,
-              "round_to": 4, "finetune": {"epochs": 5, "lr": 0.02}},
-    "convert": {"kind": "convert", "model": "digits", "dataset": "digits", "target": "openvino", "max_batch": 64},
-    "evaluate": {"kind": "evaluate", "model": "digits@4", "dataset": "digits", "baseline": "digits@2"},
-}  # fmt: skip
 
 
 @router.post(
     "/v1/jobs",
     status_code=202,
     summary="Submit a job",
-    responses=problems(400, 404, 409, 415, 422),
-    openapi_extra=json_body(SUBMITTABLE, _EXAMPLES) | headers("Prefer", "Idempotency-Key"),
+    responses={202: shown("the job, queued"), **problems(400, 404, 409, 415, 422)},
+    openapi_extra=json_body(SUBMITTABLE, EXAMPLES) | headers("Prefer", "Idempotency-Key"),
 )
 async def submit(request: Request, settings: TheSettings, catalog: TheCatalog, queue: TheQueue) -> Response:
     body = await read_json(request)
@@ -83,12 +79,18 @@ def parse_submission(body: Any) -> Spec:
     return found
 
 
-@router.get("/v1/jobs", summary="Jobs, newest first", responses=problems(422))
+@router.get(
+    "/v1/jobs",
+    summary="Jobs, newest first",
+    description="Trials are left out unless `parent` or `kind=trial` asks for them.",
+    responses={200: listed("a page of them"), **problems(422)},
+)
 def list_jobs(
     catalog: TheCatalog,
     kind: Annotated[str | None, Query(max_length=50)] = None,
     status: Status | None = None,
     model: Annotated[str | None, Query(max_length=80, description="a name, or name@number")] = None,
+    parent: Annotated[str | None, Query(max_length=100, description="the search or optimize job whose trials")] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:
@@ -97,14 +99,14 @@ def list_jobs(
             f"unknown kind {kind!r}", code="unknown_kind", hint=f"kinds are: {', '.join(MENU)}",
             errors=[{"loc": ["query", "kind"], "msg": f"must be one of {', '.join(MENU)}"}],
         )  # fmt: skip
-    found, following = catalog.jobs(kind=kind, status=status, model=model, limit=limit, cursor=cursor)
+    found, following = catalog.jobs(kind=kind, status=status, model=model, parent=parent, limit=limit, cursor=cursor)
     return page([job_json(job) for job in found], following)
 
 
 @router.get(
     "/v1/jobs/{id}",
     summary="One job; waits for its end if asked to",
-    responses=problems(404),
+    responses={200: shown("the job"), **problems(404)},
     openapi_extra=headers("Prefer"),
 )
 async def get_job(id: str, request: Request, catalog: TheCatalog) -> Response:
@@ -116,9 +118,14 @@ async def get_job(id: str, request: Request, catalog: TheCatalog) -> Response:
 @router.post(
     "/v1/jobs/{id}/cancel",
     summary="Stop a job within seconds",
-    responses={202: {"description": "it was running, and is being stopped"}, **problems(404, 409)},
+    description="A search or optimize job takes its trials along. A trial that is cancelled counts as failed.",
+    responses={
+        200: shown("it was waiting, and is cancelled"),
+        202: shown("it was running, and is being stopped"),
+        **problems(404, 409),
+    },
 )
-def cancel(id: str, catalog: TheCatalog, queue: TheQueue, artifacts: TheArtifacts) -> Response:
+def cancel(id: str, catalog: TheCatalog, queue: TheQueue, artifacts: TheArtifacts, settings: TheSettings) -> Response:
     for _ in range(5):
         job = catalog.job(id)
         if job.ended:
@@ -126,17 +133,22 @@ def cancel(id: str, catalog: TheCatalog, queue: TheQueue, artifacts: TheArtifact
                 f"job {id} has {job.status} already", code="already_ended", hint="there is nothing left to cancel"
             )
         try:
-            if job.status == "queued":
-                job = catalog.moved(id, was={"queued"}, to="cancelled", attempt=job.attempt)
+            if job.status == "queued" or job.waiting or job.due:  # no process has it
+                job = catalog.moved(id, was={job.status}, to="cancelled", attempt=job.attempt)
                 queue.cancel(job)
                 if job.kind == "import":  # a running one clears up after itself
                     artifacts.delete(str(job.spec["upload"]))
-                return Json(job_json(job))
-            if job.status == "running":
+            elif job.status == "running":
                 job = catalog.moved(id, was={"running"}, to="cancelling", attempt=job.attempt)
-            return Json(job_json(job), status_code=202)
+                if job.waiting:  # its step has just ended
+                    job = catalog.moved(id, was={"cancelling"}, to="cancelled", attempt=job.attempt)
         except Stale:  # it moved between our look and our word: look again
             continue
+        if job.kind in WAITING_KINDS:
+            stop_trials(catalog, queue, id)
+        if job.ended:
+            tell_parent(catalog, queue, job, settings.max_attempts)
+        return Json(job_json(job), status_code=200 if job.ended else 202)
     raise Conflict(f"job {id} changes too fast to be cancelled", retryable=True, hint="try again")
 
 
@@ -145,7 +157,7 @@ def cancel(id: str, catalog: TheCatalog, queue: TheQueue, artifacts: TheArtifact
     status_code=202,
     summary="Run a failed or cancelled job again",
     description="The same job, queued again with its next attempt; training goes on from its last checkpoint.",
-    responses=problems(404, 409),
+    responses={202: shown("the job, queued again"), **problems(404, 409)},
     openapi_extra=headers("Prefer", "Idempotency-Key"),
 )
 async def retry(
@@ -175,6 +187,12 @@ async def retry(
 
 def _retry(id: str, attempts: int, catalog: Catalog, queue: Queue, artifacts: Artifacts) -> Job:
     job = catalog.job(id)
+    if job.parent:
+        raise Conflict(
+            f"job {id} is a trial of job {job.parent}, which says what is tried",
+            code="is_a_trial",
+            hint=f"POST /v1/jobs/{job.parent}/retry goes on with the trials that it has",
+        )
     if job.status not in ("failed", "cancelled"):
         raise Conflict(
             f"job {id} is {job.status}; only failed and cancelled jobs can be run again",

@@ -47,10 +47,10 @@ def resolve(spec: Spec, catalog: Catalog) -> Resolved:
         )
     version = _pick(spec.model, spec.needs, catalog, spec.model_dump()["kind"])
     dataset = _dataset(spec.dataset, catalog) if spec.dataset else None
-    stored = spec.model_dump(mode="json")
+    stored = teaching.exact(spec.model_dump(mode="json"), catalog)
     if dataset is not None:
         check_fits(version, dataset)
-    if isinstance(spec, PruneSpec) and spec.layers:
+    if isinstance(spec, PruneSpec | ShareSpec) and spec.layers:
         _check_layers(spec.layers, version)
     if isinstance(spec, EvaluateSpec) and spec.baseline:
         stored["baseline"] = _pick(spec.baseline, "any", catalog, "evaluate", field="baseline").ref
@@ -141,7 +141,9 @@ def _dataset(ref: str, catalog: Catalog) -> Dataset:
 
 
 def _wants_dataset(spec: Spec) -> str:
-    return "fine-tuning needs a data set" if isinstance(spec, PruneSpec) else f"{_kind(spec)} needs a data set"
+    if not isinstance(spec, PruneSpec) or spec.finetune is not None:
+        return "fine-tuning needs a data set" if isinstance(spec, PruneSpec) else f"{_kind(spec)} needs a data set"
+    return f"{'the importance taylor' if spec.importance == 'taylor' else 'sensitivity'} needs a data set"
 
 
 def _kind(spec: Spec) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from app.domain.records import Dataset, Job, Version, parse_ref
 
+ARCHITECTURE = "architecture.json"
 _JOB_FIELDS = (
     "id", "kind", "spec", "model", "dataset", "status", "phase", "progress", "metrics", "history", "result", "error",
     "cache_hit", "warnings", "parent", "attempt", "created_at", "started_at", "finished_at",
@@ -16,7 +17,22 @@ _JOB_FIELDS = (
 def version_json(version: Version, evaluations: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """A version; where its files lie in the store is nobody's business."""
     record = version.model_dump(mode="json", exclude={"folder"})
-    return {"ref": version.ref, **record, "evaluations": list(evaluations)}
+    at = f"/v1/models/{version.name}"
+    links = {"self": f"{at}/versions/{version.version}", "recipe": f"{at}/versions/{version.version}/recipe"}
+    return {
+        "ref": version.ref,
+        **record,
+        "architecture": architecture_of(version),
+        "evaluations": list(evaluations),
+        "links": links | {"lineage": f"{at}/lineage"},
+    }
+
+
+def architecture_of(version: Version) -> str | None:
+    """What two checkpoints of the same network have in common: the sha256 of their architecture as data, or of an ONNX
+    graph without its weights where the import has noted it."""
+    found = version.files.get(ARCHITECTURE) or version.details.get("architecture")
+    return found if isinstance(found, str) else None
 
 
 def dataset_json(dataset: Dataset) -> dict[str, Any]:

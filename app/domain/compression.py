@@ -18,24 +18,36 @@ class PruneSpec(ModelSpec):
     on_gpu: ClassVar[bool] = True
     kind: Literal["prune"] = "prune"
     method: Literal["l1_unstructured", "random_unstructured", "ln_structured", "channel", "n_m"]
-    amount: float = Field(0.5, gt=0, lt=1, description="share of the weights, or of the channels, that goes")
+    amount: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of the weights, or of the channels, that goes: of those that the version has, whatever the "
+        "steps. Of every layer at least one is left. n_m: no part, n of m says it",
+    )
     scope: Literal["layer", "global"] = "layer"
     layers: Layers | None = Field(None, description="names of layers; all prunable ones unless given")
     norm: float = Field(2.0, ge=0, le=10, description="n of ln_structured")
     importance: Literal["magnitude", "random", "taylor"] = Field(
-        "magnitude", description="taylor: |weight × gradient| over training rows (Molchanov et al. 2019); a data set"
+        "magnitude",
+        description="what goes first. taylor: what the loss minds least, |weight × gradient| over training rows "
+        "(Molchanov et al. 2019), anew at every step; needs a data set",
     )
     round_to: int = Field(1, ge=1, le=256, description="channels are kept in multiples of this")
-    steps: int = Field(1, ge=1, le=100, description="prunings, with a part of the fine-tuning after each")
+    steps: int = Field(
+        1, ge=1, le=100, description="prunings, with a part of the fine-tuning after each: its epochs are those in all"
+    )
     schedule: Literal["one_shot", "iterative", "gradual"] = Field(
         "iterative",
         description="of several steps. iterative: the same share of what is left goes each time; gradual: the cubic "
         "schedule of Zhu and Gupta (2017); one_shot: all at the first",
     )
-    n: int = Field(2, ge=1, le=64, description="n_m: how many of m weights in a row stay")
-    m: int = Field(4, ge=2, le=64, description="n_m: of how many")
+    n: int = Field(2, ge=1, le=64, description="n_m: how many of m weights in a row, along the input axis, stay")
+    m: int = Field(4, ge=2, le=64, description="n_m: of how many; layers whose input size it does not divide stay")
     sensitivity: bool = Field(
-        False, description="measures accuracy on the validation split, layer by layer, amount by amount"
+        False,
+        description="measures accuracy against the amount, one layer at a time and without training, on up to 1,000 "
+        "rows of the validation split, and says which layers are better left alone; with dry_run, that alone",
     )
     finetune: Training | None = Field(None, description="training after the pruning")
     dry_run: bool = DRY_RUN
@@ -50,6 +62,10 @@ class PruneSpec(ModelSpec):
             raise ValueError(f"{self.method} works layer by layer: scope 'layer'")
         if self.n >= self.m:
             raise ValueError(f"n_m keeps n of m weights: n is {self.n}, m is {self.m}")
+        if self.method == "random_unstructured" and self.importance == "taylor":
+            raise ValueError("random_unstructured asks for no importance: say method 'l1_unstructured' with taylor")
+        if self.method == "l1_unstructured" and self.importance == "random":
+            raise ValueError("l1_unstructured takes the least important weights: method 'random_unstructured' any")
         return self
 
 

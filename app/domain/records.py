@@ -220,6 +220,7 @@ class Job(Record):
     queue: Literal["cpu", "gpu"] = "cpu"
     parent: str | None = None  # the search or optimize job that a trial belongs to
     waiting: bool = False  # running, but only its trials are: it holds no worker, and no lease
+    due: bool = False  # running, and woken: its next step lies on the queue, and nobody has begun it
     warnings: tuple[str, ...] = ()  # said at the submission: what will run, but not as one might hope
     traceparent: str | None = None  # W3C: the trace of the request that made it
     created_at: str

@@ -27,3 +27,14 @@ def has_bf16() -> bool:
 def name() -> str:
     """The kind of CPU, as in `x86_64`."""
     return platform.machine() or "unknown"
+
+
+@cache
+def model() -> str:
+    """The CPU by the name its maker gave it, as in `AMD EPYC 9654`; its kind where the system does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return name()
+    found = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else name()

@@ -142,6 +142,11 @@ class Artifacts:
             obstore.put(self._store, key, parts(), use_multipart=True, chunk_size=PART, max_concurrency=PARTS_IN_FLIGHT)
         return digest.hexdigest(), size
 
+    def copy(self, key: str, to: str) -> None:
+        """A second object with the same bytes. Raises NotFound."""
+        with _translated(key):
+            obstore.copy(self._store, key, to)
+
     def get_bytes(self, key: str) -> bytes:
         """Raises NotFound."""
         with _translated(key):

@@ -9,26 +9,17 @@ from typing import Any, Self
 
 from app.domain.absent import no_deployment
 from app.domain.records import ENDED, Dataset, Deployment, Job, LastReady, Status, Version, now
-from app.errors import Conflict, NotFound
+from app.errors import NotFound
 from app.settings import Settings
-from app.storage import encoding, scripts
+from app.storage import encoding, scripts, trials
 from app.storage.redis import PatientRedis, connect
+from app.storage.trials import Fenced, Stale, Trials
+
+__all__ = ["Catalog", "Fenced", "Stale"]
 
 IDEMPOTENCY_TTL_S = 24 * 3600
 REPLICA_TTL_S = 10
 WORKER_TTL_S = 15
-
-
-class Stale(Conflict):
-    """Somebody else changed it first."""
-
-    default_code = "stale"
-
-
-class Fenced(Conflict):
-    """This attempt is no longer the one that may speak for its job."""
-
-    default_code = "fenced"
 
 
 class Catalog:
@@ -41,6 +32,7 @@ class Catalog:
         self._note = redis.register_script(scripts.NOTE)
         self._deploy = redis.register_script(scripts.DEPLOY)
         self._ready = redis.register_script(scripts.READY)
+        self.trials = Trials(redis, self.brief)
 
     @classmethod
     def open(cls, settings: Settings, url: str, *, patience_s: float | None = None) -> Self:
@@ -52,7 +44,7 @@ class Catalog:
     # Jobs ---------------------------------------------------------------------------------------------------------
 
     def add(self, job: Job) -> Job:
-        """A new job, queued."""
+        """A new job, queued. A trial is added by its parent: see `trials`."""
         fields = encoding.fields(job.model_dump(mode="json"), but={"history"})
         self.redis.hset(_job(job.id), mapping=fields)
         self.redis.sadd("es:jobs:open", job.id)
@@ -62,11 +54,12 @@ class Catalog:
 
     def job(self, id: str) -> Job:
         """With its history. Raises NotFound."""
-        job = self._read_job(id)
+        job = self.brief(id)
         rows = self.redis.lrange(_history(id), 0, -1)
         return job.model_copy(update={"history": [json.loads(r) for r in rows]})
 
-    def _read_job(self, id: str) -> Job:
+    def brief(self, id: str) -> Job:
+        """Without its history. Raises NotFound."""
         held = self.redis.hgetall(_job(id))
         if not held:
             raise NotFound(f"no job {id!r}", code="job_not_found", hint="GET /v1/jobs lists them")
@@ -78,19 +71,22 @@ class Catalog:
         kind: str | None = None,
         status: str | None = None,
         model: str | None = None,
+        parent: str | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> tuple[list[Job], str | None]:
-        """Newest first, without histories. model: a name, or a ref."""
+        """Newest first, without histories. model: a name, or a ref. Trials are listed only where `parent` or `kind`
+        asks for them: a hundred of them must not hide the work."""
+        place = trials.of_parent(parent) if parent else trials.ALL if kind == "trial" else "es:jobs"
         top = encoding.place_of(cursor) if cursor else None
         found: list[Job] = []
         upper: int | str = "+inf" if top is None else top[0]
         while True:
-            page = self.redis.zrevrangebyscore("es:jobs", upper, "-inf", start=0, num=200, withscores=True)
+            page = self.redis.zrevrangebyscore(place, upper, "-inf", start=0, num=200, withscores=True)
             fresh = [(i, int(s)) for i, s in page if top is None or (int(s), i) < top]
             for id, score in fresh:
                 top = (score, id)
-                job = self._read_job(id)
+                job = self.brief(id)
                 if (kind and job.kind != kind) or (status and job.status != status) or not encoding.about(job, model):
                     continue
                 if len(found) == limit:
@@ -106,7 +102,7 @@ class Catalog:
         found = []
         for id in sorted(self.redis.smembers("es:jobs:open")):
             try:
-                found.append(self._read_job(id))
+                found.append(self.brief(id))
             except NotFound:  # a record that was lost must not keep the others from being looked after
                 self.redis.srem("es:jobs:open", id)
         return found
@@ -128,14 +124,16 @@ class Catalog:
         starts now; without it the job has none, unless it is only being cancelled.
         Raises NotFound; Stale when somebody else was first.
         """
-        before = self._read_job(id)
+        before = self.brief(id)
         if next_attempt is not None:
             changes["attempt"] = next_attempt
         changes = {"phase": to} | ({"finished_at": now()} if to in ENDED else {}) | changes
+        if to in ENDED or to == "queued":
+            changes |= {"waiting": False, "due": False}
         after = before.but(status=to, **changes)
         fields = encoding.fields(after.model_dump(mode="json", include=set(changes)), but={"history"})
         answer = self._move(
-            keys=[_job(id), _events(id), _lease(id), "es:jobs:open"],
+            keys=[_job(id), _events(id), _lease(id), "es:jobs:open", *trials.places(before.parent)],
             args=[
                 f"|{'|'.join(was)}|", to, "" if attempt is None else attempt, uuid.uuid4().hex,
                 "" if lease_s is None else int(lease_s * 1000), encoding.event(after.model_dump(mode="json")), id,
@@ -146,7 +144,7 @@ class Catalog:
             raise NotFound(f"no job {id!r}", code="job_not_found")
         if answer[0] == "stale":
             raise Stale(f"job {id} is {answer[1]} (attempt {answer[2]}), not {' or '.join(was)}")
-        return self._read_job(id)
+        return self.brief(id)
 
     def renew(self, id: str, attempt: int, lease_s: float) -> Status:
         """Renews an attempt's lease; gives the job's status. Raises Fenced when the job has moved on."""

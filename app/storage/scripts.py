@@ -1,9 +1,11 @@
 """The Lua scripts that change a job: each is one step that nobody can come between."""
 
-# KEYS: job hash, event stream, lease, set of open jobs.
+# KEYS: job hash, event stream, lease, set of open jobs, and of a trial its parent's hash and that one's open trials,
+# else twice "".
 # ARGV: statuses it may be in ("|a|b|"), the next, attempt expected or "", token, lease in ms or "", event, id,
 # "1" when it ends, then fields.
 # The token makes a repeated call (the answer was lost on the way) harmless.
+# A trial that ends is news to its parent, in the same step: a parent that parks itself meanwhile cannot miss it.
 MOVE = """
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status then return {'missing'} end
@@ -18,6 +20,13 @@ if ARGV[5] == '' then
   if ARGV[2] ~= 'cancelling' then redis.call('DEL', KEYS[3]) end
 else redis.call('SET', KEYS[3], redis.call('HGET', KEYS[1], 'attempt'), 'PX', ARGV[5]) end
 if ARGV[8] == '1' then redis.call('SREM', KEYS[4], ARGV[7]) else redis.call('SADD', KEYS[4], ARGV[7]) end
+if KEYS[5] ~= '' then
+  if ARGV[8] ~= '1' then redis.call('SADD', KEYS[6], ARGV[7])
+  elseif redis.call('SREM', KEYS[6], ARGV[7]) == 1 and redis.call('EXISTS', KEYS[5]) == 1 then
+    redis.call('HINCRBY', KEYS[5], 'news', 1)
+  end
+end
+if ARGV[2] == 'running' then redis.call('HDEL', KEYS[1], 'news') end
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', 20000, '*', 'type', 'state', 'data', ARGV[6])
 return {'ok'}
 """
@@ -28,6 +37,7 @@ RENEW = """
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status or redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[1] then return 'fenced' end
 if status ~= 'running' and status ~= 'cancelling' then return 'fenced' end
+if redis.call('HGET', KEYS[1], 'waiting') == 'true' then return 'fenced' end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 return status
 """
@@ -71,5 +81,66 @@ local before = held and cjson.decode(held)
 local generation = before and tostring(before.generation) or ''
 if generation ~= ARGV[2] or (before and ARGV[3] ~= '' and before.created_at ~= ARGV[3]) then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[4])
+return 1
+"""
+
+# A new trial, if it is new, and if the attempt at its parent that asks for it is still the one.
+# KEYS: trial's hash, its events, open jobs, all trials, its parent's hash, that one's open trials, all of its trials.
+# ARGV: parent's attempt, id, created_at in ms, event, then fields.
+ADD_TRIAL = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 'there' end
+if redis.call('HGET', KEYS[5], 'status') ~= 'running' or redis.call('HGET', KEYS[5], 'attempt') ~= ARGV[1] then
+  return 'fenced'
+end
+for i = 5, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('SADD', KEYS[3], ARGV[2])
+redis.call('SADD', KEYS[6], ARGV[2])
+redis.call('ZADD', KEYS[4], ARGV[3], ARGV[2])
+redis.call('ZADD', KEYS[7], ARGV[3], ARGV[2])
+redis.call('XADD', KEYS[2], '*', 'type', 'state', 'data', ARGV[4])
+return 'added'
+"""
+
+# The end of a step: the job waits for its trials, or, where one has ended since the step began, for its next step.
+# KEYS: job hash, lease, its open trials. ARGV: attempt, token, attempts that the next step may take, then fields.
+# Answers "waiting", "due", "nothing" when there is nothing to wait for, or {"stale", status}.
+PARK = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if redis.call('HGET', KEYS[1], 'token') == ARGV[2] then
+  return {redis.call('HGET', KEYS[1], 'due') == 'true' and 'due' or 'waiting'}
+end
+if status ~= 'running' or redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[1]
+  or redis.call('HGET', KEYS[1], 'waiting') == 'true' then return {'stale', status or 'gone'} end
+local news = tonumber(redis.call('HGET', KEYS[1], 'news') or '0')
+if news == 0 and redis.call('SCARD', KEYS[3]) == 0 then return {'nothing'} end
+redis.call('HSET', KEYS[1], 'token', ARGV[2])
+for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('DEL', KEYS[2])
+if news == 0 then redis.call('HSET', KEYS[1], 'waiting', 'true') return {'waiting'} end
+local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
+redis.call('HSET', KEYS[1], 'due', 'true', 'allowed_attempts', attempt + ARGV[3] - 1)
+return {'due'}
+"""
+
+# KEYS: job hash. ARGV: token, attempts that the next step may take. Answers whether it is this call that woke it.
+WAKE = """
+if redis.call('HGET', KEYS[1], 'token') == ARGV[1] then return 1 end
+if redis.call('HGET', KEYS[1], 'status') ~= 'running' or redis.call('HGET', KEYS[1], 'waiting') ~= 'true' then
+  return 0
+end
+local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
+redis.call('HSET', KEYS[1], 'waiting', 'false', 'due', 'true', 'token', ARGV[1],
+  'allowed_attempts', attempt + ARGV[2] - 1)
+return 1
+"""
+
+# KEYS: job hash, lease. ARGV: attempt, token, lease in ms. Answers whether the step that is due is now this caller's.
+CLAIM = """
+if redis.call('HGET', KEYS[1], 'token') == ARGV[2] then return 1 end
+if redis.call('HGET', KEYS[1], 'status') ~= 'running' or redis.call('HGET', KEYS[1], 'due') ~= 'true'
+  or redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'due', 'false', 'token', ARGV[2])
+redis.call('HDEL', KEYS[1], 'news')
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[3])
 return 1
 """

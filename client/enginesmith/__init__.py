@@ -6,7 +6,15 @@ It knows HTTP only; torch is imported inside `export` alone.
 from __future__ import annotations
 
 from .client import Client
-from .errors import ApiError, DeploymentFailed, EnginesmithError, JobFailed, TimedOut, Unreachable
+from .errors import (
+    ApiError,
+    DeploymentFailed,
+    EnginesmithError,
+    JobFailed,
+    OtherNetwork,
+    TimedOut,
+    Unreachable,
+)
 from .export import Exported, export
 from .graph import NotExpressible
 from .records import Event, Job, Prediction, Record, Version
@@ -21,6 +29,7 @@ __all__ = [
     "Job",
     "JobFailed",
     "NotExpressible",
+    "OtherNetwork",
     "Prediction",
     "Record",
     "TimedOut",

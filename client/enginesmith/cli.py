@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from . import cli_bench, cli_jobs, cli_models, cli_serve
+from . import cli_bench, cli_jobs, cli_models, cli_serve, cli_smaller, cli_tuning
 from .cli_state import State, UsageError
 from .errors import ApiError, EnginesmithError, TimedOut, Unreachable
 
@@ -31,6 +31,8 @@ app = typer.Typer(
 cli_serve.add_to(app)
 cli_models.add_to(app)
 cli_jobs.add_to(app)
+cli_smaller.add_to(app)
+cli_tuning.add_to(app)
 cli_bench.add_to(app)
 
 

@@ -1,14 +1,16 @@
-"""Commands that make jobs (train, prune, convert, evaluate) and look after them (jobs …)."""
+"""Commands that train and convert, and that look after jobs (jobs …)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from .cli_state import UsageError, pairs, read_json, state
+from .cli_shown import brought
+from .cli_state import State, UsageError, pairs, state
 from .progress import figure, follow, outcome
-from .records import Job, Record
+from .records import Job
 
 Model = Annotated[str, typer.Argument(help="name@3, or name for the newest version that will do")]
 DatasetOption = Annotated[str | None, typer.Option("--dataset", help="name, or name@2")]
@@ -20,17 +22,25 @@ jobs = typer.Typer(help="Lists, shows, watches, cancels and retries jobs.", no_a
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (train, prune, convert, evaluate, kinds):
+    for command in (train, convert, kinds):
         app.command()(command)
     app.add_typer(jobs, name="jobs")
 
 
-def run(context: typer.Context, kind: str, wait: bool, more: list[str] | None, fields: dict[str, Any]) -> None:
-    """Submits and, unless told otherwise, follows to the end."""
+def run(
+    context: typer.Context,
+    kind: str,
+    wait: bool,
+    more: list[str] | None,
+    fields: dict[str, Any],
+    show: Callable[[State, Job], None] | None = None,
+) -> None:
+    """Submits and, unless told otherwise, follows to the end; `show` prints what was found."""
     told = state(context)
     # `--set` speaks last, and into nested fields too: finetune.lr=0.01 beside --finetune-epochs.
     spec = _merged({key: value for key, value in fields.items() if value is not None}, pairs(more))
-    told.finish(told.client.jobs.submit(kind, **spec), wait)
+    job = told.client.jobs.submit(kind, **spec)
+    told.finish(job, wait, show=None if show is None else lambda ended: show(told, ended))
 
 
 def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -52,6 +62,11 @@ def train(
     loss: Annotated[str | None, typer.Option(help="auto, cross_entropy, mse")] = None,
     amp: Annotated[str | None, typer.Option(help="auto, off, bf16")] = None,
     early_stopping: Annotated[int | None, typer.Option(help="epochs without a better validation figure")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="a version of the same outputs whose answers are learnt too")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="softens the teacher's answers")] = None,
+    alpha: Annotated[float | None, typer.Option(help="the teacher's share of the loss")] = None,
     from_scratch: Annotated[bool | None, typer.Option("--from-scratch", help="draw the weights anew")] = None,
     seed: Seed = None,
     more: Set = None,
@@ -61,39 +76,10 @@ def train(
     fields = {
         "model": model, "dataset": dataset, "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer,
         "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "schedule": schedule, "loss": loss, "amp": amp,
-        "early_stopping": early_stopping, "from_scratch": from_scratch or None, "seed": seed,
+        "early_stopping": early_stopping, "teacher": teacher, "temperature": temperature, "alpha": alpha,
+        "from_scratch": from_scratch or None, "seed": seed,
     }  # fmt: skip
     run(context, "train", wait, more, fields)
-
-
-def prune(
-    context: typer.Context,
-    model: Model,
-    method: Annotated[
-        str, typer.Option(help="channel (really removed), l1_unstructured, random_unstructured, ln_structured")
-    ],
-    amount: Annotated[float | None, typer.Option(help="share of the weights or channels that goes")] = None,
-    dataset: DatasetOption = None,
-    scope: Annotated[str | None, typer.Option(help="layer, global")] = None,
-    layer: Annotated[list[str] | None, typer.Option(help="only this layer; again for more")] = None,
-    importance: Annotated[str | None, typer.Option(help="magnitude, random")] = None,
-    norm: Annotated[float | None, typer.Option(help="n of ln_structured")] = None,
-    round_to: Annotated[int | None, typer.Option(help="channels are kept in multiples of this")] = None,
-    finetune: Annotated[str | None, typer.Option(help="a train spec: JSON, or a JSON file")] = None,
-    finetune_epochs: Annotated[int | None, typer.Option(help="epochs of training after it")] = None,
-    finetune_lr: Annotated[float | None, typer.Option()] = None,
-    seed: Seed = None,
-    more: Set = None,
-    wait: Wait = True,
-) -> None:
-    """Removes weights or channels."""
-    training = dict(read_json(finetune, "--finetune") or {})
-    training |= {k: v for k, v in {"epochs": finetune_epochs, "lr": finetune_lr}.items() if v is not None}
-    fields = {
-        "model": model, "method": method, "amount": amount, "dataset": dataset, "scope": scope, "layers": layer or None,
-        "importance": importance, "norm": norm, "round_to": round_to, "finetune": training or None, "seed": seed,
-    }  # fmt: skip
-    run(context, "prune", wait, more, fields)
 
 
 def convert(
@@ -126,23 +112,6 @@ def _shapes(given: list[str] | None) -> dict[str, list[int]] | None:
     return found or None
 
 
-def evaluate(
-    context: typer.Context,
-    model: Model,
-    dataset: Annotated[str, typer.Option(help="name, or name@2")],
-    baseline: Annotated[str | None, typer.Option(help="the version to compare with")] = None,
-    samples: Annotated[int | None, typer.Option()] = None,
-    confidence: Annotated[float | None, typer.Option()] = None,
-    more: Set = None,
-    wait: Wait = True,
-) -> None:
-    """Accuracy with its confidence interval, and latency, together."""
-    fields = {
-        "model": model, "dataset": dataset, "baseline": baseline, "samples": samples, "confidence": confidence,
-    }  # fmt: skip
-    run(context, "evaluate", wait, more, fields)
-
-
 def kinds(context: typer.Context) -> None:
     """The menu of jobs, with JSON schemas and which targets this installation can build."""
     told = state(context)
@@ -166,15 +135,14 @@ def jobs_list(
     kind: Annotated[str | None, typer.Option()] = None,
     status: Annotated[str | None, typer.Option()] = None,
     model: Annotated[str | None, typer.Option()] = None,
+    parent: Annotated[str | None, typer.Option(help="the trials of this search or optimize job")] = None,
     limit: Annotated[int, typer.Option(min=1)] = 20,
 ) -> None:
     """The newest first."""
     told = state(context)
-    found = told.client.jobs.list(kind=kind, status=status, model=model, limit=limit)
-    rows = [
-        [j.id, j.kind, j.status, j.phase, j.model, (j.result or Record()).get("model"), j["created_at"]] for j in found
-    ]
-    columns = ["job", "kind", "status", "phase", "from", "made", "created"]
+    found = told.client.jobs.list(kind=kind, status=status, model=model, parent=parent, limit=limit)
+    rows = [[j.id, j.kind, j.status, j.phase, j.model, brought(j), j["created_at"]] for j in found]
+    columns = ["job", "kind", "status", "phase", "from", "found", "created"]
     told.answer({"items": found}, lambda: told.table(columns, rows))
 
 

@@ -56,8 +56,15 @@ class State:
         console = self.out if self.out.is_terminal else Console(width=250)
         console.print(table, markup=False, highlight=False)
 
-    def finish(self, job: Job, wait: bool, title: str | None = None) -> Job:
-        """Follows a job to its end (unless not asked to wait) and prints it. Raises JobFailed."""
+    def warn(self, job: Job) -> None:
+        """What the service said of the job when it took it."""
+        for warning in job.get("warnings") or ():
+            self.err.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+
+    def finish(self, job: Job, wait: bool, title: str | None = None, show: Callable[[Job], None] | None = None) -> Job:
+        """Follows a job to its end (unless not asked to wait) and prints it: with `show`, or the version that it made.
+        Raises JobFailed."""
+        self.warn(job)
         if not wait:
             self.answer(job, lambda: self.say(job.id))
             return job
@@ -66,8 +73,12 @@ class State:
         except KeyboardInterrupt:
             self.err.print(f"the job goes on: enginesmith jobs watch {job.id}", markup=False, soft_wrap=True)
             raise
-        self.answer(ended, lambda: self.say(str((ended.result or Record()).get("model") or ended.status)))
+        self.answer(ended, lambda: show(ended) if show else self.say(_made(ended)))
         return ended
+
+
+def _made(job: Job) -> str:
+    return str((job.result or Record()).get("model") or job.status)
 
 
 def state(context: typer.Context) -> State:

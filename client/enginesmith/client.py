@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -16,6 +16,7 @@ from .errors import DeploymentFailed, TimedOut
 from .jobs import Jobs
 from .models import Datasets, Models
 from .records import Job, Prediction, Record, Version, parse
+from .replaying import replay
 from .transport import Transport
 from .uploads import write_npz
 
@@ -72,6 +73,43 @@ class Client:
             found |= body if isinstance(body, dict) else {}
             found[part] = response.is_success
         return found
+
+    def optimize(
+        self, model: str, dataset: str, *, wait: bool = True, timeout: float | None = None, **fields: Any
+    ) -> Job:
+        """The fastest version of a model that is proven to keep its accuracy: `job.result.model`, with its verdict.
+
+        fields: targets, objective, max_accuracy_drop, trials, passes … With wait it raises JobFailed and TimedOut.
+        """
+        return self.jobs.submit("optimize", wait=wait, timeout=timeout, model=model, dataset=dataset, **fields)
+
+    def search(
+        self,
+        model: str | None,
+        dataset: str,
+        space: Mapping[str, Any],
+        *,
+        wait: bool = True,
+        timeout: float | None = None,
+        **fields: Any,
+    ) -> Job:
+        """Hyper-parameters of a chain of jobs (`chain`), or of a scikit-learn estimator (`estimator`).
+
+        space: names → choices, or {"low", "high", "log"?, "step"?}. fields: sampler, trials, objectives, pruner …
+        """
+        return self.jobs.submit(
+            "search", wait=wait, timeout=timeout, model=model, dataset=dataset, space=dict(space), **fields
+        )
+
+    def replay(
+        self, ref: str, on: str, *, dataset: str | None = None, follow: Callable[[Job], Job] | None = None
+    ) -> Version:
+        """Does what made the version `ref` again, to `on`: another checkpoint of the same architecture.
+
+        Submits the chain one job after the other and waits for each (with `follow`, where it is given). Returns the
+        last version. Raises OtherNetwork before anything is submitted, and JobFailed.
+        """
+        return replay(self.models, self.jobs, ref, on, dataset, follow or self.jobs.wait)
 
     def predict(
         self,

@@ -4,6 +4,7 @@ EnginesmithError
 ├── ApiError             the service refused: status, code, detail, hint, errors
 │   ├── JobFailed        a job that was waited for failed or was cancelled; carries the job
 │   └── DeploymentFailed a deployment that was waited for failed; carries it
+├── OtherNetwork         a recipe was to be done again to a checkpoint of another architecture
 ├── Unreachable          nobody answers at that address
 └── TimedOut             our own patience ended; the work goes on
 """
@@ -92,6 +93,15 @@ class DeploymentFailed(ApiError):
             raw=body,
         )
         self.deployment = deployment
+
+
+class OtherNetwork(EnginesmithError):
+    """A recipe fits checkpoints of one architecture. differences: what differs, a line each."""
+
+    def __init__(self, detail: str, differences: Sequence[str] = ()) -> None:
+        self.differences = list(differences)
+        super().__init__("\n  ".join([detail, *self.differences]))
+        self.hint = "a recipe is done again to another checkpoint of the same architecture"
 
 
 class Unreachable(EnginesmithError):

@@ -43,10 +43,17 @@ class Jobs:
         return Job(self._transport.json("GET", f"/v1/jobs/{_id(job)}"))
 
     def list(
-        self, *, kind: str | None = None, status: str | None = None, model: str | None = None, limit: int | None = 50
+        self,
+        *,
+        kind: str | None = None,
+        status: str | None = None,
+        model: str | None = None,
+        parent: str | Job | None = None,
+        limit: int | None = 50,
     ) -> JobList:
-        """Newest first; limit None for all."""
-        found = self._transport.pages("/v1/jobs", limit=limit, kind=kind, status=status, model=model)
+        """Newest first; limit None for all. parent: the trials of that search or optimize job."""
+        of = None if parent is None else _id(parent)
+        found = self._transport.pages("/v1/jobs", limit=limit, kind=kind, status=status, model=model, parent=of)
         return [Job(item) for item in found]
 
     def wait(self, job: str | Job, timeout: float | None = None, *, check: bool = True) -> Job:

@@ -13,10 +13,11 @@ import httpx
 
 from .errors import EnginesmithError, Unreachable
 from .jobs import Jobs
-from .records import Job, Record, Version
+from .records import Job, Record, Version, parse
 from .transport import Transport, pause
 from .uploads import kind_of, opened, packed
 
+ARCHITECTURE = "architecture.json"
 Names = list[Record]
 
 
@@ -103,6 +104,19 @@ class Models:
 
     def lineage(self, name: str) -> Record:
         return cast(Record, self._transport.json("GET", f"/v1/models/{split_ref(name)[0]}/lineage"))
+
+    def recipe(self, ref: str) -> Record:
+        """The chain of specs that made a version, from its upload on; `client.replay` does it to another checkpoint."""
+        version = self.version(ref)
+        path = f"/v1/models/{version.name}/versions/{version.version}/recipe"
+        return cast(Record, self._transport.json("GET", path))
+
+    def architecture(self, version: Version) -> Any:
+        """The network of a version as data; None where its format has none."""
+        if ARCHITECTURE not in version.files:
+            return None
+        path = f"/v1/models/{version.name}/versions/{version.version}/files/{ARCHITECTURE}"
+        return parse(self._transport.request("GET", path, headers={"Accept": "*/*"}).content)
 
     def download(self, ref: str, to: str | os.PathLike[str]) -> Path:
         """Every file of a version into the folder `to`, each checked against its SHA-256. Returns the folder."""

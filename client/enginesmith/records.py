@@ -39,6 +39,8 @@ class Job(Record):
     history: list[Record]
     result: Record | None
     error: Record | None
+    warnings: list[str]
+    parent: str | None
     attempt: int
 
     @property
@@ -62,6 +64,7 @@ class Version(Record):
     metrics: Record
     parent: str | None
     made_by: Record
+    architecture: str | None
 
 
 class Prediction(Record):

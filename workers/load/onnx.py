@@ -17,6 +17,7 @@ from app.domain.records import Signature, Tensor
 from app.errors import BadCheckpoint, Unprocessable
 from app.runtimes import _libraries
 from workers.load import signature
+from workers.load.onnx_likeness import architecture
 
 _STANDARD = ("", "ai.onnx")
 # Operators that come with ONNX Runtime or with ONNX itself, beside the standard ones.
@@ -39,6 +40,7 @@ class Found:
     sparsity: float
     layer_sparsity: dict[str, float]
     opset: int
+    architecture: str  # sha256 of the graph without its weights
     notes: tuple[str, ...]
 
 
@@ -69,6 +71,7 @@ def read(path: Path, said: Signature | None, threads: int = 1) -> Found:
         parameters=parameters,
         sparsity=sum(zeros.values()) / total if total else 0.0,
         layer_sparsity={name: zeros[name] / max(1, _size(t)) for name, t in layers.items()},
+        architecture=architecture(model),
         opset=next((o.version for o in model.opset_import if o.domain in _STANDARD), 0),
         notes=("ONNX: it can be converted; it cannot be trained or pruned",),
     )

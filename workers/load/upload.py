@@ -172,6 +172,6 @@ def _onnx(path: Path, out: Path, said: Signature | None, arguments: dict[str, An
         "sparsity": found.sparsity,
         "layer_sparsity": found.layer_sparsity,
         "trainable": False,
-        "details": {"opset": found.opset},
+        "details": {"opset": found.opset, "architecture": found.architecture},
         "notes": notes,
     }

@@ -13,6 +13,7 @@ import torch
 
 from app.domain.records import Dataset, Signature, Split
 from app.errors import BadDataset
+from workers.arrays import open_split
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -41,9 +42,16 @@ class Rows:
 
         lone_row: False joins a last batch of one row to the one before it, because batch norm cannot train on one row.
         """
+        for rows in self.picks(size, shuffle, lone_row=lone_row):
+            yield self.take(rows)
+
+    def picks(
+        self, size: int, shuffle: torch.Generator | None = None, *, lone_row: bool = True
+    ) -> Iterator[torch.Tensor]:
+        """The row numbers of those batches, for `take`."""
         order = torch.arange(len(self)) if shuffle is None else torch.randperm(len(self), generator=shuffle)
         for start, end in self.cuts(size, lone_row=lone_row):
-            yield self.take(order[start:end])
+            yield order[start:end]
 
     def cuts(self, size: int, *, lone_row: bool = True) -> list[tuple[int, int]]:
         """Where `batches` cuts: [(start, end), …]."""
@@ -102,17 +110,9 @@ def open_dataset(record: Dataset, folder: Path) -> Data:
 
 
 def _open(split: Split, folder: Path) -> Rows:
-    index = None if split.index is None else torch.from_numpy(np.load(folder / split.index).astype(np.int64))
-    rows = Rows(_mapped(folder / split.x), _mapped(folder / split.y), index)
-    if len(rows) != split.rows:
-        raise BadDataset(f"{split.x} holds {len(rows)} rows where the data set's record says {split.rows}")
-    return rows
-
-
-def _mapped(path: Path) -> torch.Tensor:
-    # "c": pages are shared with the file until written to, and torch wants memory that it may write to.
-    array = np.load(path, mmap_mode="c")
-    return torch.from_numpy(np.asarray(array))
+    stored = open_split(split, folder)
+    index = None if stored.index is None else torch.from_numpy(stored.index)
+    return Rows(torch.from_numpy(stored.x), torch.from_numpy(stored.y), index)
 
 
 def _fitting_dtype(record: Dataset, signature: Signature) -> torch.dtype | None:

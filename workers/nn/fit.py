@@ -16,11 +16,13 @@ from app.errors import Unprocessable
 from workers.context import Context
 from workers.nn.checkpoint import PERIOD_S, Checkpoints, Weights
 from workers.nn.data import Data
-from workers.nn.loss import loss_for
+from workers.nn.device import autocast, layout
+from workers.nn.loss import distillation_for, loss_for
 from workers.nn.measure import between_steps
 from workers.nn.predict import eager, first, sensible_batch
 from workers.nn.quality import answers
 from workers.nn.schedule import optimizer_for, schedule_for
+from workers.nn.teacher import Teacher
 
 LOOK_EVERY = 100  # steps between two looks at whether the loss is still a number: each look waits for a GPU
 
@@ -29,7 +31,10 @@ Masks = Mapping[str, torch.Tensor]
 
 @dataclass
 class Fitted:
-    """How a training went. best: the best validation figure, after epoch `best_epoch` (from 1)."""
+    """How a training went. best: the best validation figure, after epoch `best_epoch` (from 1).
+
+    final_loss: towards the targets; final_distillation_loss: towards the teacher's answers, T² included, alpha not.
+    """
 
     epochs: int = 0
     best: float = -math.inf
@@ -37,6 +42,10 @@ class Fitted:
     stopped_early: bool = False
     resumed_at: int | None = None
     final_loss: float | None = None
+    final_distillation_loss: float | None = None
+    teacher: str | None = None
+    temperature: float | None = None
+    alpha: float | None = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
@@ -50,6 +59,16 @@ class Fitted:
             "stopped_early": self.stopped_early,
             "resumed_at_epoch": self.resumed_at,
             "final_loss": self.final_loss,
+        } | self._taught()
+
+    def _taught(self) -> dict[str, Any]:
+        if self.teacher is None:
+            return {"teacher": None}
+        return {
+            "teacher": self.teacher,
+            "temperature": self.temperature,
+            "alpha": self.alpha,
+            "final_distillation_loss": self.final_distillation_loss,
         }
 
 
@@ -61,19 +80,23 @@ def fit(
     *,
     masks: Masks | None = None,
     phase: str = "training",
+    teacher: Teacher | None = None,
     checkpoint_s: float = PERIOD_S,
 ) -> Fitted:
     """Trains `module` in place on `data.train`; leaves it on `ctx.device`, in eval mode.
 
-    masks: parameter name → bool; where it is False the weight stays zero. Resumes from the checkpoint of an earlier
-    attempt, if there is one, to the same result. Raises Unprocessable: `diverged`, or a loss that cannot be computed.
+    masks: parameter name → bool; where it is False the weight stays zero. teacher: whose answers are learnt too, with
+    the loss (1 - alpha)·(towards the targets) + alpha·(towards the answers), see `distillation_for`. Resumes from the
+    checkpoint of an earlier attempt, if there is one, to the same result. Raises Unprocessable: `diverged`, or a loss
+    that cannot be computed.
     """
     torch.manual_seed(plan.seed)
     order = torch.Generator().manual_seed(plan.seed)
-    device, amp = ctx.device, plan.amp == "bf16" or (plan.amp == "auto" and ctx.device == "cuda")
-    layout = _layout(module.to(device), data, device)
-    module.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
+    device, amp = ctx.device, autocast(plan, ctx.device)
+    format = layout(module.to(device), data, device)
+    module.to(device, memory_format=format)  # type: ignore[call-overload]  # torch's stubs lack it
     loss_of = loss_for(module, data, plan, device)
+    soft_loss_of = distillation_for(module, data, plan, device, teacher) if teacher is not None else None
     steps = len(data.train.cuts(plan.batch_size, lone_row=False))
     optimizer = optimizer_for(module, plan)
     schedule = schedule_for(optimizer, plan, steps)
@@ -82,21 +105,33 @@ def fit(
     checkpoints = Checkpoints(ctx, module, optimizer, schedule, order, checkpoint_s)
     best: Weights | None = None
     done = Fitted()
+    if teacher is not None:
+        done.teacher, done.temperature, done.alpha = teacher.ref, plan.temperature, plan.alpha
     if (saved := checkpoints.load()) is not None:
         best, done = saved.pop("best_weights"), Fitted(**saved, resumed_at=saved["epochs"])
         ctx.log(f"resumed after epoch {done.epochs} of {plan.epochs}")
+    epochs = range(done.epochs, done.epochs if done.stopped_early else plan.epochs)
 
     with between_steps() as step_turn:
-        for epoch in range(done.epochs, done.epochs if done.stopped_early else plan.epochs):
+        if teacher is not None and epochs:
+            teacher.prepare(data, plan, ctx, step_turn)
+        for epoch in epochs:
             began, lr = time.perf_counter(), group["lr"]
-            loss_sum = torch.zeros((), device=device)
+            loss_sum, soft_sum = torch.zeros((), device=device), torch.zeros((), device=device)
             module.train()
-            for step, (x, y) in enumerate(data.train.batches(plan.batch_size, order, lone_row=False)):
+            for step, rows in enumerate(data.train.picks(plan.batch_size, order, lone_row=False)):
+                x, y = data.train.take(rows)
                 with step_turn:
-                    x = x.to(device, memory_format=layout, non_blocking=True)
+                    x = x.to(device, memory_format=format, non_blocking=True)
                     y = y.to(device, non_blocking=True)
-                    with torch.autocast(device, torch.bfloat16, enabled=amp):
-                        loss = loss_of(first(module(x)), y)
+                    with amp:
+                        output = first(module(x))
+                        loss = loss_of(output, y)
+                        loss_sum += loss.detach() * len(x)
+                        if teacher is not None and soft_loss_of is not None:
+                            soft_loss = soft_loss_of(output, teacher.answers(x, rows))
+                            soft_sum += soft_loss.detach() * len(x)
+                            loss = (1 - plan.alpha) * loss + plan.alpha * soft_loss
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
@@ -104,13 +139,14 @@ def fit(
                         parameter.data.mul_(mask)
                     lr = group["lr"]
                     schedule.step()
-                    loss_sum += loss.detach() * len(x)
                 ctx.progress(epoch + (step + 1) / steps, plan.epochs, "epochs", phase)
                 if step % LOOK_EVERY == LOOK_EVERY - 1:
-                    _must_be_finite(loss_sum, epoch, lr)
-            _must_be_finite(loss_sum, epoch, lr)
+                    _must_be_finite(loss_sum + soft_sum, epoch, lr, teacher)
+            _must_be_finite(loss_sum + soft_sum, epoch, lr, teacher)
 
             row: dict[str, Any] = {"epoch": epoch + 1, "loss": loss_sum.item() / len(data.train)}
+            if teacher is not None:
+                row["distillation_loss"] = done.final_distillation_loss = soft_sum.item() / len(data.train)
             if len(data.val):
                 with step_turn:
                     found = answers(eager(module, device), data.val, sensible_batch(data.val.x.shape[1:]))
@@ -136,27 +172,12 @@ def fit(
     return done
 
 
-def _must_be_finite(loss_sum: torch.Tensor, epoch: int, lr: float) -> None:
+def _must_be_finite(loss_sum: torch.Tensor, epoch: int, lr: float, teacher: Teacher | None) -> None:
+    if teacher is not None:
+        teacher.check()
     if not math.isfinite(loss_sum.item()):
         raise Unprocessable(
             f"the training diverged: the loss of epoch {epoch + 1} is no finite number (lr {lr:.3g})",
             code="diverged",
             hint="lower lr, or normalise the data",
         )
-
-
-def _layout(module: nn.Module, data: Data, device: str) -> torch.memory_format:
-    """channels_last for images on a GPU, whose tensor cores want it, where the network runs so: a `view` may forbid it.
-
-    Not on a CPU: measured there, a step took 0.7× the time with two convolutions, but 1.08× with a residual network.
-    """
-    if device != "cuda" or data.train.x.dim() != 4 or not any(isinstance(m, nn.Conv2d) for m in module.modules()):
-        return torch.preserve_format
-    x, _ = data.train.take(torch.arange(min(2, len(data.train))))
-    module.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch's stubs lack it
-    try:
-        with torch.no_grad():
-            module(x.to(device, memory_format=torch.channels_last))
-    except RuntimeError:
-        return torch.contiguous_format
-    return torch.channels_last

@@ -8,6 +8,7 @@ exactly, and the graph is ours to rewrite. An operation that is not known here f
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules import batchnorm, conv, instancenorm
 
-from workers.nn import moves
+from workers.nn import moves, rules
 from workers.nn.labels import FIXED, Ids, Labels, Ties, tensors_in
 
 Side = Literal["in", "out", "norm"]
@@ -49,6 +50,7 @@ class Traced:
     ties: Ties
     labels: dict[fx.Node, Any]
     uses: dict[Member, Ids]
+    heads: dict[fx.Node, Labels] = field(default_factory=dict)  # what products of whole heads give: attention
 
     def channels(self) -> dict[int, Channel]:
         """root label → its channel, for every channel that some layer produces."""
@@ -61,6 +63,30 @@ class Traced:
         for root, channel in found.items():
             channel.kept_by = reasons.get(root)
         return {root: channel for root, channel in found.items() if channel.makers}
+
+    def head_roots(self) -> frozenset[int]:
+        """The root labels that are heads."""
+        return frozenset(self.ties.root(i) for labels in self.heads.values() for i in labels.ids.tolist())
+
+    def blocks(self) -> dict[str, Ids]:
+        """The heads of every attention block, named after what its queries, keys and values have in common."""
+        makers: dict[int, set[str]] = {}
+        for (name, side), ids in self.uses.items():
+            if side == "out":
+                for root in set(self.ties.roots(ids).tolist()):
+                    makers.setdefault(root, set()).add(name)
+        found: dict[frozenset[str], Ids] = {}
+        for labels in self.heads.values():
+            roots = self.ties.roots(labels.ids).tolist()
+            found[frozenset(m for r in roots for m in makers.get(r, ()))] = np.unique(labels.ids)
+        return {_common(names): ids for names, ids in found.items()}
+
+
+def _common(names: Collection[str]) -> str:
+    """The path that these layers share, or where they share none, all of them."""
+    paths = [name.split(".")[:-1] for name in sorted(names)]
+    shared = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
+    return ".".join(shared) or ", ".join(sorted(names))
 
 
 def trace(module: fx.GraphModule, example: tuple[torch.Tensor, ...]) -> Traced:
@@ -97,13 +123,30 @@ class _Tracer:
     def __init__(self, module: fx.GraphModule, example: tuple[torch.Tensor, ...]) -> None:
         self.module, self.values = module, shapes(module, example)
         self.ties, self.labels, self.uses = Ties(), dict[fx.Node, Any](), dict[Member, Ids]()
+        self.heads: dict[fx.Node, Labels] = {}
         owners = Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
         self._shared = {i for i, n in owners.items() if n > 1}
 
     def run(self) -> Traced:
         for node in self.module.graph.nodes:
             self.labels[node] = self._node(node)
-        return Traced(self.module, self.ties, self.labels, self.uses)
+        if self.heads:
+            self._keep_widths()
+        for node, labels in self.labels.items():
+            self.labels[node] = self._settled(labels, f"{moves.told(node)} ties them to other channels")
+        heads = {node: self._settled(labels, "") for node, labels in self.heads.items()}
+        return Traced(self.module, self.ties, self.labels, self.uses, heads)
+
+    def _settled(self, labels: Any, why: str) -> Any:
+        if isinstance(labels, Labels):
+            return self.ties.settle(labels, why)
+        return tuple(self._settled(inner, why) for inner in labels) if isinstance(labels, tuple) else labels
+
+    def _keep_widths(self) -> None:
+        """Beside attention, the width that blocks add to stays: nothing proves a normalisation over less of it."""
+        for (name, side), ids in self.uses.items():
+            if side == "norm" and isinstance(self.module.get_submodule(name), OVER_CHANNELS):
+                self.ties.fix(ids, f"the normalisation {name} runs over them, and over fewer it gives other values")
 
     def _node(self, node: fx.Node) -> Any:
         if node.op in ("placeholder", "get_attr"):
@@ -113,10 +156,10 @@ class _Tracer:
             return None
         if node.op == "call_module":
             return self._module(node, str(node.target), self.module.get_submodule(str(node.target)))
-        handler = moves.HANDLERS.get(moves.name_of(node))
+        handler = rules.HANDLERS.get(moves.name_of(node))
         if handler is None or not any(True for _ in tensors_in(self._given(node))):
             return self._unknown(node)
-        found = handler(moves.Call(node, self.values, self.labels, self.ties))
+        found = handler(moves.Call(node, self.values, self.labels, self.ties, None, self.heads))
         return self._unknown(node) if found is NotImplemented else found
 
     def _given(self, node: fx.Node) -> Any:
@@ -142,15 +185,15 @@ class _Tracer:
             return self._conv(node, name, layer, x, shape)
         if isinstance(layer, nn.Linear):
             self._use(name, "in", self._along(x, len(x.shape) - 1, node))
-            return Labels(shape, len(shape) - 1, self._make(name, layer, layer.out_features))
+            return Labels(shape, (len(shape) - 1,), self._make(name, layer, layer.out_features))
         if isinstance(layer, nn.Embedding):
-            return Labels(shape, len(shape) - 1, self._make(name, layer, layer.embedding_dim))
+            return Labels(shape, (len(shape) - 1,), self._make(name, layer, layer.embedding_dim))
         if isinstance(layer, NORMS + OVER_CHANNELS):
             return self._norm(node, name, layer, x, shape)
-        handler = moves.MODULES.get(type(layer).__name__) or moves.FAMILIES.get(type(layer).__module__)
+        handler = rules.MODULES.get(type(layer).__name__) or rules.FAMILIES.get(type(layer).__module__)
         if handler is None:
             return self._unknown(node)
-        found = handler(moves.Call(node, self.values, self.labels, self.ties, layer))
+        found = handler(moves.Call(node, self.values, self.labels, self.ties, layer, self.heads))
         return self._unknown(node) if found is NotImplemented else found
 
     def _conv(self, node: fx.Node, name: str, layer: conv._ConvNd, x: Labels, shape: tuple[int, ...]) -> Labels:
@@ -164,33 +207,35 @@ class _Tracer:
         elif groups > 1:  # every group must keep the same positions
             for ids in (taken, made):
                 self.ties.tie(ids.reshape(groups, -1), ids.reshape(groups, -1)[:1].repeat(groups, 0), why)
-        return Labels(shape, 1, made)
+        return Labels(shape, (1,), made)
 
     def _norm(self, node: fx.Node, name: str, layer: nn.Module, x: Labels, shape: tuple[int, ...]) -> Any:
-        if x.axis is None:
+        if not x.axes:
             return Labels(shape)
         axis = 1
         if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
             axis = len(shape) - 1
-            if x.axis < len(shape) - len(layer.normalized_shape):
-                return Labels(shape, x.axis, x.ids)
+            inside = [a for a in x.axes if a >= len(shape) - len(layer.normalized_shape)]
+            if len(inside) < len(x.axes):  # of every head the same, say
+                return self.ties.close(x, inside, f"{name} runs over them")
             if len(layer.normalized_shape) > 1:
                 return self._unknown(node)
         if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
-            return Labels(shape, x.axis, x.ids)
+            return x
         ids = self._along(x, axis, node)
         if isinstance(layer, nn.GroupNorm) and 1 < layer.num_groups < layer.num_channels:
             rows = ids.reshape(layer.num_groups, -1)
             self.ties.tie(rows, rows[:1].repeat(layer.num_groups, 0), f"the groups of {name}")
         self._guard_shared(name, layer, ids)
         self._use(name, "norm", ids)
-        return Labels(shape, axis, ids)
+        return Labels(shape, (axis,), ids)
 
     def _along(self, x: Labels, axis: int, node: fx.Node) -> Ids:
-        ids = x.along(axis)
+        why = f"{node.target} ({node.name}) takes them as positions, not as channels"
+        ids = self.ties.line(x, axis, why)
         if ids is not None:
             return ids
-        self.ties.fix(x, f"{node.target} ({node.name}) takes them as positions, not as channels")
+        self.ties.fix(x, why)
         return np.full(x.shape[axis], FIXED, np.int64)
 
     def _make(self, name: str, layer: nn.Module, n: int) -> Ids:

@@ -16,25 +16,36 @@ FIXED = 0  # the label of what no layer produced: inputs, constants, parameters 
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of one activation. They vary along `axis` alone, where they are `ids`; axis None: all FIXED."""
+    """The labels of one activation. They vary along `axes` alone (in order), where they are `ids`; none: all FIXED.
+
+    Channels that were split, into heads say, vary along several axes until `Ties.settle` has seen the whole graph.
+    """
 
     shape: tuple[int, ...]
-    axis: int | None = None
+    axes: tuple[int, ...] = ()
     ids: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
 
+    @property
+    def axis(self) -> int | None:
+        """Their only axis, or None: what they have when they are settled."""
+        return self.axes[0] if len(self.axes) == 1 else None
+
     def spread(self) -> torch.Tensor:
-        """As an int64 tensor of the activation's shape, without using its memory: strides are 0 but along `axis`."""
-        if self.axis is None:
+        """As an int64 tensor of the activation's shape, without using its memory: strides are 0 but along `axes`."""
+        if not self.axes:
             return torch.zeros((), dtype=torch.int64).expand(self.shape)
-        view = [1] * len(self.shape)
-        view[self.axis] = -1
-        return torch.from_numpy(self.ids).view(view).expand(self.shape)
+        view = [n if d in self.axes else 1 for d, n in enumerate(self.shape)]
+        return torch.from_numpy(np.require(self.ids, requirements=("C", "W"))).view(view).expand(self.shape)
 
     def along(self, axis: int) -> Ids | None:
         """The labels along an axis; None where they vary along another."""
-        if self.axis is None:
+        if not self.axes:
             return np.full(self.shape[axis], FIXED, np.int64)
-        return self.ids if self.axis == axis else None
+        return self.ids if self.axes == (axis,) else None
+
+    def moved(self, shape: tuple[int, ...], axes: Iterable[int]) -> Labels:
+        """The same labels on an activation of another shape, along those of its axes."""
+        return Labels(shape, tuple(axes), self.ids)
 
 
 class Ties:
@@ -57,9 +68,15 @@ class Ties:
             label = parent[label]
         return label
 
-    def tie(self, left: Ids | torch.Tensor, right: Ids | torch.Tensor, why: str) -> None:
+    def roots(self, ids: Ids) -> Ids:
+        """The root of each of these labels."""
+        found = np.fromiter((self.root(i) for i in ids.ravel().tolist()), np.int64, ids.size)
+        return found.reshape(ids.shape)
+
+    def tie(self, left: Ids, right: Ids, why: str) -> None:
         """Pairwise: each of the two goes only with the other. What is tied to FIXED stays, because of `why`."""
-        pairs = np.stack([np.asarray(left).ravel(), np.asarray(right).ravel()])
+        left, right = np.broadcast_arrays(left, right)
+        pairs = np.stack([left.ravel(), right.ravel()])
         for a, b in np.unique(pairs[:, pairs[0] != pairs[1]], axis=1).T.tolist():
             if FIXED in (a, b):
                 self._fixed.append((a or b, why))
@@ -79,22 +96,52 @@ class Ties:
             found.setdefault(self.root(label), why)
         return found
 
+    def close(self, labels: Labels, axes: Iterable[int], why: str) -> Labels:
+        """Nothing may be taken out along these axes: ties the labels along them, and gives those along the others."""
+        ids, shut = labels.ids, [labels.axes.index(a) for a in axes if a in labels.axes]
+        for place in sorted(shut, reverse=True):
+            first = ids.take([0], place)
+            self.tie(ids, first, why)
+            ids = first.squeeze(place)
+        if shut and not ids.ndim:  # all in one: nothing of it can go, and nothing may forget it
+            self.fix(ids, why)
+        return Labels(labels.shape, tuple(a for p, a in enumerate(labels.axes) if p not in shut), ids)
+
+    def line(self, labels: Labels, axis: int, why: str) -> Ids | None:
+        """The labels along one axis, tied along all others; None where they do not vary along it at all."""
+        if axis not in labels.axes:
+            return labels.along(axis)
+        return self.close(labels, [a for a in labels.axes if a != axis], why).ids
+
     def compact(self, spread: torch.Tensor, why: str) -> Labels:
-        """A tensor of labels as Labels. Where they vary along several axes, channels are tied until they do not."""
+        """A tensor of labels as Labels. What has no extent any more is fixed, because of `why`."""
         shape = tuple(spread.shape)
-        varying = [d for d in range(spread.dim()) if _varies(spread, d)]
-        if not varying:
-            if spread.numel():
-                self.fix(_line(spread, 0) if shape else np.asarray(spread).reshape(1), why)
+        if not spread.numel():
             return Labels(shape)
-        # What goes must be whole slices along one axis, and the longest gives the finest choice.
-        axis = max(varying, key=lambda d: (shape[d], d))
-        ids = _line(spread, axis)
-        if len(varying) > 1:
-            view = [1] * len(shape)
-            view[axis] = -1
-            self.tie(spread, torch.from_numpy(ids).view(view).expand(shape), why)
-        return Labels(shape, axis, ids)
+        for axis in range(spread.dim()):
+            if spread.stride(axis) == 0:
+                spread = spread.narrow(axis, 0, 1)
+        varying = [d for d in range(spread.dim()) if spread.shape[d] > 1 and bool((spread.diff(dim=d) != 0).any())]
+        for axis in range(spread.dim()):
+            if axis not in varying:
+                spread = spread.narrow(axis, 0, 1)
+        ids = spread.contiguous().numpy().reshape([shape[d] for d in varying]).copy()
+        if not varying:
+            self.fix(ids, why)
+            return Labels(shape)
+        return Labels(shape, tuple(varying), ids)
+
+    def settle(self, labels: Labels, why: str) -> Labels:
+        """Labels along one axis, since what goes must be whole slices: tied where they still vary along more."""
+        if len(labels.axes) < 2:
+            return labels
+        roots = self.roots(labels.ids)
+        varying = [a for p, a in enumerate(labels.axes) if (roots != roots.take([0], p)).any()]
+        if not varying:
+            self.fix(labels, why)
+        # The longest gives the finest choice.
+        axis = max(varying or labels.axes, key=lambda d: (labels.shape[d], d))
+        return Labels(labels.shape, (axis,), self.close(labels, [a for a in labels.axes if a != axis], why).ids)
 
 
 def tensors_in(value: Any) -> Iterable[Labels]:
@@ -106,16 +153,3 @@ def tensors_in(value: Any) -> Iterable[Labels]:
             yield from tensors_in(inner)
     elif isinstance(value, dict):
         yield from tensors_in(list(value.values()))
-
-
-def _varies(spread: torch.Tensor, axis: int) -> bool:
-    if spread.shape[axis] < 2 or spread.stride(axis) == 0 or not spread.numel():
-        return False
-    return bool((spread != spread.narrow(axis, 0, 1)).any())
-
-
-def _line(spread: torch.Tensor, axis: int) -> Ids:
-    for d in reversed(range(spread.dim())):
-        if d != axis:
-            spread = spread.select(d, 0)
-    return spread.contiguous().numpy().copy()

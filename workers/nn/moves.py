@@ -1,4 +1,4 @@
-"""How labels go through operations without weights: one small handler per family, found by the operation's name.
+"""How labels go through operations without weights: one small handler per family; `rules` has the table.
 
 A handler returns the labels of what the operation gives, or NotImplemented where this very call is not understood.
 """
@@ -6,7 +6,7 @@ A handler returns the labels of what the operation gives, or NotImplemented wher
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,11 @@ def name_of(node: fx.Node) -> str:
     return name.rstrip("_") if not name.startswith("__") else name
 
 
+def told(node: fx.Node) -> str:
+    """A node as messages call it."""
+    return f"`{name_of(node)}` ({node.name})"
+
+
 @dataclass(frozen=True)
 class Call:
     """One call in a graph: of a function or method, or of a layer without weights."""
@@ -34,6 +39,7 @@ class Call:
     known: Mapping[fx.Node, Any]
     ties: Ties
     layer: nn.Module | None = None
+    heads: dict[fx.Node, Labels] = field(default_factory=dict)  # what products of whole heads give
 
     @property
     def x(self) -> Any:
@@ -46,8 +52,12 @@ class Call:
         return tuple(self.values[self.node].shape)
 
     @property
+    def told(self) -> str:
+        return told(self.node)
+
+    @property
     def why(self) -> str:
-        return f"`{name_of(self.node)}` ({self.node.name}) ties them to other channels or to a fixed size"
+        return f"{self.told} ties them to other channels or to a fixed size"
 
     def value(self, argument: Any) -> Any:
         """An argument with every node in it replaced by its number, or by its labels spread out."""
@@ -80,28 +90,39 @@ def elementwise(call: Call) -> Any:
     """Every element from the elements at its own place: channels that meet are tied."""
     if not isinstance(call.values[call.node], torch.Tensor):
         return NotImplemented
-    out, parts = call.shape, call.labelled()
-    axes: set[int] = set()
+    return meet(call, call.labelled(), call.shape)
+
+
+def meet(call: Call, parts: list[Labels], out: tuple[int, ...]) -> Labels:
+    """The labels of a tensor of shape `out` to which tensors are broadcast. Where two meet they are tied; along an axis
+    where one has an extent and no labels, nothing may go from the others."""
+    placed = []
     for t in parts:
-        if t.axis is not None:
-            axis = t.axis + len(out) - len(t.shape)
-            if t.shape[t.axis] == 1 and out[axis] != 1:
-                call.ties.fix(t, call.why)  # one channel spread over many
-            else:
-                axes.add(axis)
-    if len(axes) != 1:
-        return Labels(out) if not axes else NotImplemented
-    (axis,) = axes
-    meeting = [t.along(axis - len(out) + len(t.shape)) for t in parts if _size(t, axis - len(out)) == out[axis]]
-    ids = [m for m in meeting if m is not None]
-    for other in ids[1:]:
-        call.ties.tie(ids[0], other, call.why)
-    found = next((i for i in ids if (i != FIXED).any()), ids[0])
-    return Labels(out, axis, found)
-
-
-def _size(labels: Labels, axis_from_end: int) -> int:
-    return labels.shape[axis_from_end] if -axis_from_end <= len(labels.shape) else 1
+        shift = len(out) - len(t.shape)
+        spread = [a for a in t.axes if t.shape[a] == 1 and out[a + shift] != 1]
+        if spread:  # one channel spread over many
+            call.ties.fix(t, call.why)
+            t = Labels(t.shape)
+        placed.append(Labels((1,) * shift + t.shape, tuple(a + shift for a in t.axes), t.ids))
+    union = sorted({a for t in placed for a in t.axes})
+    if not union:
+        return Labels(out)
+    shut: set[int] = set()
+    grids = []
+    for t in placed:
+        whole = [a for a in union if t.shape[a] > 1 and a not in t.axes]
+        if t.axes:
+            view = [out[a] if a in t.axes else 1 for a in union]
+            grids.append(t.ids.reshape(view))
+        elif len(whole) == len(union):
+            grids.append(np.zeros([1] * len(union), np.int64))
+            continue
+        shut.update(whole)
+    full = [out[a] for a in union]
+    for other in grids[1:]:
+        call.ties.tie(grids[0], other, call.why)
+    labelled = next((g for g in grids if (g != FIXED).any()), grids[0])
+    return call.ties.close(Labels(out, tuple(union), np.broadcast_to(labelled, full)), shut, call.why)
 
 
 def moving(call: Call) -> Any:
@@ -126,7 +147,10 @@ def parts(call: Call) -> Any:
     axis = int(call.argument(2, "dim", 0)) % len(x.shape)
     sizes = call.literal(1, "split_size_or_sections" if call.node.op == "call_function" else "split_size")
     found = moving(call)
-    if x.axis != axis:
+    if axis not in x.axes:
+        return found
+    if len(x.axes) > 1:  # a part of every head, say
+        call.ties.close(x, [axis], call.why)
         return found
     if isinstance(sizes, (list, tuple)):
         return found if all(isinstance(s, int) for s in sizes) else NotImplemented
@@ -150,9 +174,11 @@ def item(call: Call) -> Any:
     for element, axis in placed(index, len(x.shape)):
         if isinstance(element, (fx.Node, list, torch.Tensor)) and not isinstance(call.value(element), int):
             return NotImplemented
-        if axis != x.axis:
+        if axis not in x.axes or (isinstance(element, slice) and element == slice(None)):
             continue
-        if not isinstance(element, slice):
+        if len(x.axes) > 1:
+            call.ties.close(x, [axis], call.why)
+        elif not isinstance(element, slice):
             call.ties.fix(
                 np.atleast_1d(x.ids[call.value(element)]), f"{call.node.name} takes one channel by its number"
             )
@@ -180,20 +206,22 @@ def pad(call: Call) -> Any:
     x, amounts = call.x, call.literal(1, "pad")
     if not isinstance(x, Labels):
         return NotImplemented
-    if x.axis is None:
+    if not x.axes:
         return Labels(call.shape)
+    if x.axis is None:
+        return NotImplemented
     place = 2 * (len(x.shape) - 1 - x.axis)
     if not isinstance(amounts, (list, tuple)) or len(amounts) <= place:
-        return Labels(call.shape, x.axis, x.ids) if isinstance(amounts, (list, tuple)) else NotImplemented
+        return x.moved(call.shape, x.axes) if isinstance(amounts, (list, tuple)) else NotImplemented
     left, right = amounts[place : place + 2]
     if left == 0 and right == 0:
-        return Labels(call.shape, x.axis, x.ids)
+        return x.moved(call.shape, x.axes)
     if not isinstance(left, int) or not isinstance(right, int) or left < 0 or right < 0:
         return NotImplemented
     if (call.argument(2, "mode", "constant") or "constant") != "constant":
         return NotImplemented
     new = call.ties.fresh(left + right)
-    return Labels(call.shape, x.axis, np.concatenate([new[:left], x.ids, new[left:]]))
+    return Labels(call.shape, x.axes, np.concatenate([new[:left], x.ids, new[left:]]))
 
 
 def reducing(call: Call) -> Any:
@@ -203,10 +231,13 @@ def reducing(call: Call) -> Any:
     if not isinstance(x, Labels) or not isinstance(out, torch.Tensor) or dims is None:
         return NotImplemented
     axes = {d % len(x.shape) for d in ((dims,) if isinstance(dims, int) else dims)}
-    if x.axis is None or x.axis in axes or not axes:
-        return NotImplemented if x.axis is not None else Labels(call.shape)
+    if not x.axes:
+        return Labels(call.shape)
+    if not axes or axes >= set(x.axes):
+        return NotImplemented
+    x = call.ties.close(x, axes, call.why)
     kept = len(out.shape) == len(x.shape)
-    return Labels(call.shape, x.axis if kept else x.axis - sum(a < x.axis for a in axes), x.ids)
+    return x.moved(call.shape, [a if kept else a - sum(b < a for b in axes) for a in x.axes])
 
 
 def along_other_axes(call: Call) -> Any:
@@ -214,15 +245,15 @@ def along_other_axes(call: Call) -> Any:
     x = call.x
     if not isinstance(x, Labels) or not isinstance(call.values[call.node], torch.Tensor):
         return NotImplemented
-    if x.axis is None:
+    if not x.axes:
         return Labels(call.shape)
     if call.layer is not None:
         dim = getattr(call.layer, "dim", None)
     else:
         dim = call.argument(2, "dim", 1) if name_of(call.node) == "normalize" else call.argument(1, "dim")
-    return (
-        Labels(call.shape, x.axis, x.ids) if isinstance(dim, int) and dim % len(x.shape) != x.axis else NotImplemented
-    )
+    if not isinstance(dim, int) or {dim % len(x.shape)} >= set(x.axes):
+        return NotImplemented
+    return call.ties.close(x, [dim % len(x.shape)], call.why)
 
 
 def spatial(call: Call) -> Any:
@@ -230,10 +261,12 @@ def spatial(call: Call) -> Any:
     x = call.x
     if not isinstance(x, Labels) or not isinstance(call.values[call.node], torch.Tensor):
         return NotImplemented
-    if x.axis is None:
+    if not x.axes:
         return Labels(call.shape)
-    same = len(call.shape) == len(x.shape) >= 3 and x.axis == 1 and call.shape[1] == x.shape[1]
-    return Labels(call.shape, 1, x.ids) if same else NotImplemented
+    same = len(call.shape) == len(x.shape) >= 3 and 1 in x.axes and call.shape[1] == x.shape[1]
+    if not same:
+        return NotImplemented
+    return call.ties.close(x, [a for a in x.axes if a != 1], call.why).moved(call.shape, (1,))
 
 
 def attribute(call: Call) -> Any:
@@ -246,53 +279,3 @@ def attribute(call: Call) -> Any:
 
 def number(call: Call) -> Any:
     return None
-
-
-def _named(handler: Handler, names: str) -> dict[str, Handler]:
-    return dict.fromkeys(names.split(), handler)
-
-
-HANDLERS: dict[str, Handler] = (
-    _named(
-        elementwise,
-        "relu relu6 gelu silu sigmoid tanh hardswish hardsigmoid hardtanh leaky_relu elu selu celu softplus "
-        "softsign mish logsigmoid tanhshrink hardshrink softshrink threshold dropout dropout1d dropout2d "
-        "dropout3d alpha_dropout feature_dropout feature_alpha_dropout add iadd radd sub isub rsub mul imul "
-        "div truediv itruediv floordiv floor_divide neg abs exp expm1 log log1p sqrt rsqrt square pow clamp "
-        "clamp_min clamp_max clip maximum minimum where to float double half bfloat16 type type_as contiguous "
-        "clone detach identity floor ceil round sign erf sin cos reciprocal lerp addcmul addcdiv eq ne lt le "
-        "gt ge logical_and logical_or logical_not masked_fill nan_to_num",
-    )
-    | _named(
-        moving,
-        "view reshape flatten unflatten permute transpose swapaxes swapdims movedim moveaxis squeeze "
-        "unsqueeze t expand expand_as repeat cat concat concatenate stack unbind ravel adjoint",
-    )
-    | _named(parts, "chunk split")
-    | _named(reducing, "mean sum amax amin std var logsumexp prod")
-    | _named(along_other_axes, "softmax log_softmax softmin normalize")
-    | _named(
-        spatial,
-        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
-        "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
-        "lp_pool1d lp_pool2d interpolate upsample",
-    )
-    | _named(number, "size dim numel ndimension")
-    | {"getitem": item, "getattr": attribute, "pad": pad}
-)
-# Layers by name, then by the file of torch.nn that they live in.
-MODULES: dict[str, Handler] = _named(along_other_axes, "Softmax LogSoftmax Softmin") | {
-    "Flatten": moving,
-    "Unflatten": moving,
-    "Identity": elementwise,
-    "GLU": lambda call: NotImplemented,
-    "Softmax2d": lambda call: NotImplemented,
-    "MultiheadAttention": lambda call: NotImplemented,
-}
-FAMILIES: dict[str, Handler] = {
-    "torch.nn.modules.activation": elementwise,
-    "torch.nn.modules.dropout": elementwise,
-    "torch.nn.modules.pooling": spatial,
-    "torch.nn.modules.upsampling": spatial,
-    "torch.nn.modules.padding": spatial,
-}

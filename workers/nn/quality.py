@@ -6,19 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb, sqrt
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from app.domain.records import Quality
 from app.errors import BadDataset
-from workers.nn.data import Rows
+from workers.nn import tango
+
+if TYPE_CHECKING:  # an estimator of scikit-learn is judged where there is no torch
+    import torch
+
+    from workers.nn.data import Rows
 
 Array = npt.NDArray[Any]
 # One batch of inputs, in the model's own layout → its first output.
-Predict = Callable[[torch.Tensor], Array]
+Predict: TypeAlias = "Callable[[torch.Tensor], Array]"
 DRAWS = 1000
 
 
@@ -109,8 +113,8 @@ def r2(truth: Array, values: Array) -> float:
 def paired(model: Answers, baseline: Answers, confidence: float = 0.95, seed: int = 0) -> dict[str, Any]:
     """The difference model - baseline over the same rows, with its interval.
 
-    Accuracy: Newcombe's hybrid score interval for paired proportions (Newcombe 1998, method 10), and McNemar's exact
-    test. r2: a paired bootstrap.
+    Accuracy: Tango's score interval for paired proportions (Tango 1998), and McNemar's exact test. r2: a paired
+    bootstrap.
     """
     if model.right is not None and baseline.right is not None:
         return _paired_proportions(model.right.ravel(), baseline.right.ravel(), confidence)
@@ -132,29 +136,20 @@ def paired(model: Answers, baseline: Answers, confidence: float = 0.95, seed: in
 
 def _paired_proportions(ours: Array, theirs: Array, confidence: float) -> dict[str, Any]:
     n = ours.size
-    both, neither = int((ours & theirs).sum()), int((~ours & ~theirs).sum())
     won, lost = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
-    p1, p2 = (both + won) / n, (both + lost) / n
-    (l1, u1), (l2, u2) = wilson(both + won, n, confidence), wilson(both + lost, n, confidence)
-    margins = (both + won) * (lost + neither) * (both + lost) * (won + neither)
-    excess = float(both * neither - won * lost)
-    excess = max(excess - n / 2, 0.0) if excess > 0 else excess
-    phi = excess / sqrt(margins) if margins else 0.0
-
-    def reach(a: float, b: float) -> float:
-        return sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
+    low, high = tango.interval(won, lost, n, confidence)
 
     return {
         "name": "accuracy",
-        "difference": p1 - p2,
-        "low": p1 - p2 - reach(p1 - l1, u2 - p2),
-        "high": p1 - p2 + reach(u1 - p1, p2 - l2),
+        "difference": (won - lost) / n,
+        "low": low,
+        "high": high,
         "n": n,
         "confidence": confidence,
         "only_model_right": won,
         "only_baseline_right": lost,
         "p_value": mcnemar(won, lost),
-        "method": "Newcombe's score interval for paired proportions; McNemar's exact test",
+        "method": "Tango's score interval for paired proportions; McNemar's exact test",
     }
 
 

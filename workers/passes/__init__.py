@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from app.domain.specs import MENU, Spec
 from workers.context import Context
@@ -19,12 +19,16 @@ class Outcome:
     """What a pass yields. folder: the files of the new version; None: there is none.
 
     draft: the fields of its Version beyond those that publishing fills in. evaluation: stored beside the version.
+    model, verdict, cache_hit: of the job's result, where no version is to be published for it (any more).
     """
 
     folder: Path | None
     draft: dict[str, Any]
     report: dict[str, Any]
     evaluation: dict[str, Any] | None = None
+    model: str | None = None
+    verdict: Literal["accepted", "rejected", "unproven"] | None = None
+    cache_hit: bool = False
 
 
 @dataclass(frozen=True)

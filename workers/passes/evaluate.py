@@ -10,19 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from app import runtimes
 from app.domain.records import Latency, Version
 from app.domain.specs import EvaluateSpec
-from app.errors import Unavailable
-from app.runtimes import LoadOptions
 from workers.context import Context
 from workers.net import load
 from workers.nn.data import Data, Rows
 from workers.nn.draft import BATCHES, eager_latency
+from workers.nn.loaded import load_engine, runtime_of
 from workers.nn.measure import latency
 from workers.nn.predict import chosen, eager, sensible_batch
 from workers.nn.predict import engine as asking
 from workers.nn.quality import Answers, Predict, answers, paired, quality
+from workers.nn.verdict import judge
 from workers.passes import Outcome
 from workers.passes._source import open_source
 
@@ -61,10 +60,17 @@ def run(spec: EvaluateSpec, ctx: Context) -> Outcome:
             "baseline": other.ref,
             "baseline_quality": quality(theirs, data.ref, confidence=spec.confidence).model_dump(mode="json"),
             "baseline_latency": [t.model_dump(mode="json") for t in their_times],
-            "difference": paired(found, theirs, spec.confidence),
+            "difference": (difference := paired(found, theirs, spec.confidence)),
             "speedup": _speedups(timed, their_times),
         }
-    return Outcome(None, {}, evaluation, evaluation)
+        verdict = judge(difference, spec.max_accuracy_drop)
+        evaluation |= {
+            "verdict": verdict.verdict,
+            "max_accuracy_drop": spec.max_accuracy_drop,
+            "samples_needed": verdict.samples_needed,
+            "notes": [verdict.told],
+        }
+    return Outcome(None, {}, evaluation, evaluation, verdict=evaluation.get("verdict"))
 
 
 def _ask(
@@ -92,17 +98,8 @@ def _open(version: Version, folder: Path, data: Data, ctx: Context) -> Subject:
 
 
 def _engine(version: Version, folder: Path, data: Data, ctx: Context) -> Subject:
-    """An engine in its own runtime; an ONNX file in ONNX Runtime."""
-    name = "onnxruntime" if version.format == "onnx" else version.format
-    runtime = runtimes.get(name)
-    if not (available := runtime.available()).ok:
-        raise Unavailable(
-            f"this worker cannot run {version.ref}: {available.reason}", code="runtime_unavailable", retryable=False
-        )
-    max_batch = int(version.details.get("max_batch", BATCHES[-1])) if version.signature.batched else 1
-    precision = str(version.details.get("precision", "fp32"))
-    options = LoadOptions(threads=ctx.threads, precision=precision, max_batch=max_batch)
-    engine = runtime.load(folder, version.signature, options)
+    name = runtime_of(version)
+    engine, max_batch = load_engine(version, folder, ctx.threads, BATCHES[-1])
 
     def timed() -> tuple[Latency, ...]:
         found = []

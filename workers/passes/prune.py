@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-import torch
-from enginesmith import graph as form
-from torch import fx, nn
-from torch.nn.utils import prune
-
-from app.domain.records import Version
-from app.domain.specs import PruneSpec
+from app.domain.specs import PruneSpec, Training
 from app.errors import Problem, Unprocessable
 from workers.context import Context
-from workers.net import Net, layer_sparsity, load, parameters, prunable, sparsity
-from workers.nn.channels import Thinned, output_layers, thin
+from workers.net import Net, load, parameters, prunable, sparsity
+from workers.nn import forecast, pruning_figures, sensitivity
+from workers.nn.cuts import cut_for, share_of
 from workers.nn.data import Data
 from workers.nn.draft import judged, torch_draft
 from workers.nn.export import to_onnx
-from workers.nn.fit import Fitted, fit
 from workers.nn.macs import macs, onnx_sparsity
-from workers.nn.masks import inherited
 from workers.nn.quality import paired
-from workers.nn.recalibrate import recalibrate
+from workers.nn.saliency import taylor
+from workers.nn.stepwise import Told, Walked, split, walk
+from workers.nn.weights_pruning import holds_n_m
 from workers.passes import Outcome
 
 NO_SPEED = (
@@ -30,27 +26,34 @@ NO_SPEED = (
     "For speed prune channels (method `channel`)."
 )
 ROWS_OF_ZEROS = "The rows are zeros and still there: ln_structured removes no channel."
+SPARSE_CORES = (
+    "Only GPUs with sparse tensor cores (NVIDIA, from Ampere on) gain speed from the pattern 2:4, in engines that "
+    "TensorRT builds with SPARSE_WEIGHTS; everything else multiplies by these zeros like by any number."
+)
+NOT_2_4 = "No hardware known gains speed from the pattern {n}:{m}: sparse tensor cores take 2:4."
 
 
 def run(spec: PruneSpec, ctx: Context) -> Outcome:
-    """Raises Unprocessable for layers that do not exist."""
+    """Raises Unprocessable for layers that do not exist, or that the method cannot prune, and what training raises."""
     ctx.progress(0, None, phase="loading")
     source, folder = ctx.source()
     net = load(folder, source)
     _check_layers(spec, net)
-    data = ctx.dataset().fit_to(net.signature) if ctx.job.dataset else None
+    data = ctx.dataset().fit_to(net.signature) if ctx.job.dataset or spec.wants_dataset() else None
+    report = _head(spec, net)
+    looked = _looked(spec, net, data, ctx) if spec.sensitivity else None
+    cut = cut_for(spec, net, source, None if spec.dry_run else data, ctx)
+    if spec.dry_run:
+        return _dry(spec, net, data, ctx, report, looked, cut)
     before = judged(net, data, ctx) if data else None
     net.module.cpu()
-    ctx.progress(0, None, phase="pruning")
-    if spec.method == "channel":
-        report, masks = _channels(spec, net, source, data, ctx)
-    else:
-        report, masks = _weights(spec, net, source)
-    fitted: Fitted | None = None
-    if spec.finetune is not None and data is not None:
-        fitted = fit(net.module, data, spec.finetune, ctx, masks=masks, phase="fine-tuning")
-        report["finetune"] = fitted.summary()
+    walked = walk(net, spec, source, data, ctx, cut, share_of(spec))
     after = judged(net, data, ctx) if data else None
+    report |= walked.told | {"notes": [*walked.told["notes"], *_step_notes(spec, walked)]}
+    if len(walked.steps) > 1:
+        report["steps"] = walked.steps
+    if fine := walked.summary([step["epochs"] for step in walked.steps]):
+        report["finetune"] = fine
     if spec.method != "channel":
         _count(spec, net, report, ctx)
     if before is not None and after is not None:
@@ -59,6 +62,7 @@ def run(spec: PruneSpec, ctx: Context) -> Outcome:
     masked = True if spec.method != "channel" else None
     folder, draft = torch_draft(net, source, ctx, data, after, masked=masked)
     report["parameters"]["after"], report["macs"]["after"] = draft["parameters"], draft["macs"]
+    _draw(report, walked.steps, looked)
     return Outcome(folder, draft | {"notes": tuple(report["notes"])}, report)
 
 
@@ -80,63 +84,39 @@ def _head(spec: PruneSpec, net: Net) -> dict[str, Any]:
     n, m = parameters(net.module), macs(net.module, net.example(batch=1))
     return {
         "method": spec.method,
-        "amount": spec.amount,
+        "amount": share_of(spec),
         "scope": spec.scope,
+        "importance": "random" if spec.method == "random_unstructured" else spec.importance,
         "parameters": {"before": n, "after": n},
         "macs": {"before": m, "after": m},
         "notes": [],
     }
 
 
-def _weights(spec: PruneSpec, net: Net, source: Version) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    report = _head(spec, net)
-    layers = {n: layer for n, layer in prunable(net.module).items() if spec.layers is None or n in spec.layers}
-    if spec.method == "ln_structured" and spec.layers is None:
-        for name in output_layers(net.module, net.example()):
-            if layers.pop(name, None) is not None:
-                report["notes"].append(f"{name} makes the outputs and was left alone; name it in `layers` to prune it.")
-    was, total = layer_sparsity(net.module), sparsity(net.module)
-    masks = inherited(net, source)
-    torch.manual_seed(spec.seed)
-    _PRUNE[spec.method](spec, list(layers.values()))
-    for name, layer in layers.items():
-        if prune.is_pruned(layer):
-            prune.remove(layer, "weight")  # type: ignore[no-untyped-call]
-        weight = layer.weight
-        assert isinstance(weight, torch.Tensor)
-        masks[f"{name}.weight"] = weight.detach() != 0
-    now = layer_sparsity(net.module)
-    report["layers"] = {n: {"sparsity_before": was[n], "sparsity_after": now[n]} for n in layers}
-    report["sparsity_before"] = total
-    if sparsity(net.module) == total:
-        report["notes"].append(
-            f"Nothing went: {spec.amount:g} of the weights is less than one per layer, or was zero already."
+def _looked(spec: PruneSpec, net: Net, data: Data | None, ctx: Context) -> dict[str, Any] | None:
+    """The sensitivity of each layer, where there are rows to measure it on."""
+    if data is None or not len(data.val):
+        return None
+    saliency = None
+    if spec.importance == "taylor" and not spec.dry_run:
+        saliency, _ = taylor(net, data, spec.finetune or Training(), ctx, spec.seed)
+    return sensitivity.sensitivity(net, spec, data, ctx, saliency)
+
+
+def _step_notes(spec: PruneSpec, walked: Walked) -> list[str]:
+    notes = []
+    if spec.steps > 1 and spec.schedule == "one_shot":
+        notes.append(f"one_shot takes all in one step: `steps` {spec.steps} plays no part.")
+    elif spec.steps > 1 and walked.fits:
+        epochs = [step["epochs"] for step in walked.steps]
+        each = ", ".join(map(str, epochs))
+        notes.append(f"{sum(epochs)} epochs of fine-tuning in all, split over {len(epochs)} steps: {each}.")
+    if walked.fits and (teacher := walked.fits[-1].teacher):
+        last = walked.fits[-1]
+        notes.append(
+            f"The fine-tuning learnt from the data and, with a share of {last.alpha:g}, from the answers of {teacher}."
         )
-    return report, masks
-
-
-def _unstructured(method: Any) -> Any:
-    def apply(spec: PruneSpec, layers: list[nn.Module]) -> None:
-        if spec.scope == "global":
-            prune.global_unstructured([(m, "weight") for m in layers], pruning_method=method, amount=spec.amount)
-        else:
-            for layer in layers:
-                method.apply(layer, "weight", spec.amount)
-
-    return apply
-
-
-def _ln_structured(spec: PruneSpec, layers: list[nn.Module]) -> None:
-    for layer in layers:
-        axis = int(bool(getattr(layer, "transposed", False)))
-        prune.ln_structured(layer, "weight", spec.amount, spec.norm, axis)  # type: ignore[no-untyped-call]
-
-
-_PRUNE = {
-    "l1_unstructured": _unstructured(prune.L1Unstructured),
-    "random_unstructured": _unstructured(prune.RandomUnstructured),
-    "ln_structured": _ln_structured,
-}
+    return notes
 
 
 def _count(spec: PruneSpec, net: Net, report: dict[str, Any], ctx: Context) -> None:
@@ -152,67 +132,85 @@ def _count(spec: PruneSpec, net: Net, report: dict[str, Any], ctx: Context) -> N
         report["onnx"] = onnx_sparsity(path)
         report["sparsity"], report["counted_in"] = report["onnx"]["sparsity"], "onnx"
         path.unlink()
+    _promise(spec, net, report)
+
+
+def _promise(spec: PruneSpec, net: Net, report: dict[str, Any]) -> None:
+    """What zeros are good for, said plainly."""
+    if spec.method == "n_m":
+        layers = prunable(net.module)
+        held = [n for n in report["layers"] if n not in report["left_alone"] and holds_n_m(layers[n], spec.n, spec.m)]
+        report["pattern"] = {"n": spec.n, "m": spec.m, "layers": held}
+        report["notes"].append(SPARSE_CORES if (spec.n, spec.m) == (2, 4) else NOT_2_4.format(n=spec.n, m=spec.m))
     report["notes"].append(NO_SPEED)
     if spec.method == "ln_structured":
         report["notes"].append(ROWS_OF_ZEROS)
 
 
-def _channels(
-    spec: PruneSpec, net: Net, source: Version, data: Data | None, ctx: Context
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    report = _head(spec, net)
-    found = thin(
-        net.module,
-        net.example(),
-        spec.amount,
-        layers=spec.layers,
-        scope=spec.scope,
-        importance=spec.importance,
-        round_to=spec.round_to,
-        seed=spec.seed,
-    )
-    found = _describable(found, net)
-    net.module = found.module
+def _draw(report: dict[str, Any], steps: list[dict[str, Any]], looked: dict[str, Any] | None) -> None:
+    report["figures"] = pruning_figures.layers(report) + (pruning_figures.steps(steps) if len(steps) > 1 else [])
+    if looked is not None:
+        report["sensitivity"] = looked
+        report["figures"].append(sensitivity.figure(looked))
+        report["notes"].append(looked["suggestion"])
+
+
+def _dry(
+    spec: PruneSpec,
+    net: Net,
+    data: Data | None,
+    ctx: Context,
+    report: dict[str, Any],
+    looked: dict[str, Any] | None,
+    cut: Any,
+) -> Outcome:
+    """The surgery on a copy that nobody keeps: exact sizes, no training."""
+    began = time.monotonic()
+    ctx.progress(0, None, phase="trying on a copy")
+    told: Told = {}
+    cut(net, share_of(spec), told)
+    report |= told | {"dry_run": True}
+    took = time.monotonic() - began
+    after = forecast.size(net)
+    report["parameters"]["after"], report["macs"]["after"] = after["parameters"], after["macs"]
+    report["sparsity"] = sparsity(net.module)
     notes: list[str] = report["notes"]
-    report["channels"] = {n: {"before": b, "after": found.after[n]} for n, b in found.before.items()}
-    report["left_alone"], report["check"] = found.left_alone, found.check
-    if found.refused:
-        notes.append(f"The network was left as it was: {found.refused}.")
-    elif not found.removed:
-        notes.append(_nothing(spec, found))
-    elif found.left_alone:
-        notes.append(f"Left alone: {'; '.join(f'{n} ({why})' for n, why in list(found.left_alone.items())[:20])}.")
-    odd = [n for n, left in found.after.items() if left % spec.round_to and not found.before[n] % spec.round_to]
-    if odd:
-        notes.append(f"No multiple of {spec.round_to}, because groups couple layers unevenly: {', '.join(odd[:20])}.")
-    if found.removed and data is not None:
-        layers = recalibrate(net.module, data.train, spec.seed, ctx.device)
-        if layers:
-            notes.append(f"The statistics of {layers} batch-norm layers were taken anew on training rows.")
-    elif found.removed and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.module.modules()):
-        notes.append("Batch norm keeps the statistics of the whole network: a data set would let them be taken anew.")
-    return report, inherited(net, source)
+    if spec.method != "channel":
+        _promise(spec, net, report)
+    _draw(report, [], looked)
+    report["layers"] = _possible(report, net)
+    if spec.sensitivity and looked is None:
+        notes.append("Sensitivity is measured on validation rows: name a data set.")
+    report["estimate_s"] = round(took + _training_s(spec, net, data, ctx, notes), 1)
+    return Outcome(None, {}, report)
 
 
-def _nothing(spec: PruneSpec, found: Thinned) -> str:
-    if found.left_alone and len(found.left_alone) == len(found.before if spec.layers is None else spec.layers):
-        why = "; ".join(f"{n} ({why})" for n, why in list(found.left_alone.items())[:20])
-        return f"No channel can go safely, so the network was left as it was: {why}."
-    return (
-        f"Nothing went: {spec.amount:g} of the channels, kept in multiples of {spec.round_to}, is less than one in "
-        "every layer. A larger `amount` removes some."
-    )
-
-
-def _describable(found: Thinned, net: Net) -> Thinned:
-    """A library's network with channels gone is stored as a graph; where that cannot be, it is left as it was."""
-    if isinstance(net.module, fx.GraphModule) or not isinstance(found.module, fx.GraphModule):
-        return found
-    try:
-        form.describe(found.module)
-    except Exception as error:  # the client's own error, which the API's vocabulary does not hold
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        return Thinned(
-            net.module, found.before, found.before, refused=f"without its library it cannot be stored: {reason}"
+def _training_s(spec: PruneSpec, net: Net, data: Data | None, ctx: Context, notes: list[str]) -> float:
+    if spec.finetune is None:
+        return 0.0
+    if data is None:
+        notes.append("The estimate is without the fine-tuning: name a data set to have it counted.")
+        return 0.0
+    if spec.steps > 1:
+        epochs = split(spec.finetune.epochs, 1 if spec.schedule == "one_shot" else spec.steps)
+        notes.append(
+            f"The estimate takes all {spec.finetune.epochs} epochs as of the final network; earlier steps are slower. "
+            f"Epochs per step: {', '.join(map(str, epochs))}."
         )
+    return forecast.training(net, data, spec.finetune, ctx)
+
+
+def _possible(report: dict[str, Any], net: Net) -> dict[str, str]:
+    """For every prunable layer what would be left of it, or why it is left alone."""
+    channels, zeros, why = report.get("channels", {}), report.get("layers", {}), report["left_alone"]
+    found = {}
+    for name in prunable(net.module):
+        if name in why:
+            found[name] = f"left alone: {why[name]}"
+        elif name in channels:
+            found[name] = f"{channels[name]['after']} of {channels[name]['before']} channels stay"
+        elif name in zeros:
+            found[name] = f"{100 * zeros[name]['sparsity_after']:.1f} % of the weights are zero"
+        else:
+            found[name] = "not named in `layers`"
     return found

@@ -9,7 +9,7 @@ from app.domain.specs import TrainSpec
 from workers.context import Context
 from workers.net import load
 from workers.nn.draft import judged, torch_draft
-from workers.nn.fit import fit
+from workers.nn.finetune import finetune
 from workers.nn.masks import inherited
 from workers.passes import Outcome
 
@@ -26,7 +26,7 @@ def run(spec: TrainSpec, ctx: Context) -> Outcome:
         f"training {source.ref} on {len(data.train)} rows of {data.ref}, validating on {len(data.val)}; "
         f"{spec.optimizer}, {spec.schedule}, lr {spec.lr:g}, batch {spec.batch_size}, on {ctx.device}"
     )
-    fitted = fit(net.module, data, spec, ctx, masks=masks)
+    fitted = finetune(net, None, None, data, spec, ctx, masks=masks, phase="training")
     found = judged(net, data, ctx)
     folder, draft = torch_draft(net, source, ctx, data, found)
     notes = []

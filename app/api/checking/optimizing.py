@@ -2,13 +2,62 @@
 
 from __future__ import annotations
 
+from math import ceil
+from statistics import NormalDist
+
 from app.domain.records import Dataset, Version
 from app.domain.specs import EvaluateSpec, OptimizeSpec
+from app.errors import Conflict
 from app.storage.catalog import Catalog
 
 
 def check(
     spec: OptimizeSpec | EvaluateSpec, version: Version | None, dataset: Dataset | None, catalog: Catalog
 ) -> list[str]:
-    """Warnings. Raises Unprocessable, Conflict."""
-    return []
+    """Warns of a test split that is too small ever to accept anything. Raises Conflict for a target that no live worker
+    can build."""
+    if isinstance(spec, OptimizeSpec):
+        _check_targets(spec, catalog)
+    if dataset is None or (isinstance(spec, EvaluateSpec) and spec.baseline is None):
+        return []
+    split = dataset.splits["test"].rows
+    rows = min(split, spec.samples or split) if isinstance(spec, EvaluateSpec) else split
+    warnings = []
+    fewest = fewest_rows(spec.max_accuracy_drop, spec.confidence)
+    if dataset.classes is not None and (fewest is None or rows < fewest):
+        reach = 100 * 1 / (1 + rows / _z(spec.confidence) ** 2)
+        asked = f"it takes {fewest} rows" if fewest is not None else "no number of rows is enough"
+        warnings.append(
+            f"The verdict cannot be `accepted`: on the {rows} rows of the test split even models that never disagree "
+            f"leave ±{reach:.2f} points, and {100 * spec.max_accuracy_drop:g} are allowed; {asked}."
+        )
+    if isinstance(spec, OptimizeSpec) and version is not None and not version.trainable:
+        warnings.append(
+            f"{version.ref} cannot be trained: only precisions and quantization are raced. A version of format torch "
+            "could be pruned and fine-tuned too."
+        )
+    return warnings
+
+
+def fewest_rows(max_accuracy_drop: float, confidence: float) -> int | None:
+    """The rows from which on Tango's interval of two models that never disagree, ± z² ÷ (n + z²), is within the bound;
+    None where no number is enough."""
+    if max_accuracy_drop <= 0:
+        return None
+    return ceil(_z(confidence) ** 2 * (1 - max_accuracy_drop) / max_accuracy_drop)
+
+
+def _z(confidence: float) -> float:
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def _check_targets(spec: OptimizeSpec, catalog: Catalog) -> None:
+    workers = catalog.live_workers()
+    for target in spec.targets:
+        told = [w["targets"][target] for w in workers if target in w.get("targets", {})]
+        if told and not any(t.get("ok") for t in told):
+            raise Conflict(
+                f"no worker here can build for {target}: {told[0].get('reason') or 'it is not installed'}",
+                code="target_unavailable",
+                hint="GET /v1/jobs/kinds says which targets can be built, and why others cannot",
+            )

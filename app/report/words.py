@@ -1,0 +1,123 @@
+"""Figures and verdicts in plain words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+_OPENING = {
+    "accepted": "Accepted. It is proven to keep its accuracy within the bound.",
+    "rejected": "Rejected. It loses more accuracy than was allowed.",
+    "unproven": "Unproven. It may keep its accuracy; the samples are too few to say so.",
+}
+_FORCE = 'It can be deployed only with "force": true.'
+
+
+def figure(value: Any) -> str:
+    """A number to four digits, as people write it; "–" for what is none."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) < 10**18 else f"{value:.4g}"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return "–"
+        if value == int(value) and 1000 <= abs(value) < 1e15:
+            return f"{int(value):,}"
+        if 10_000 <= abs(value) < 1e15:
+            return f"{value:,.0f}"
+        return f"{value:.4g}"
+    return str(value)
+
+
+def seconds(value: float) -> str:
+    """A duration: 0.4 s, 2 min 5 s, 1 h 20 min."""
+    if value < 60:
+        return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def verdict(report: Mapping[str, Any], said: str | None, model: str | None) -> list[str]:
+    """The verdict as sentences, with the figures it rests on; nothing where there is neither."""
+    found = judged(report)
+    word = said or found.get("verdict")
+    told = [_OPENING[word]] if word in _OPENING else []
+    difference = found.get("difference")
+    if isinstance(difference, Mapping) and _number(difference.get("difference")):
+        told += _difference(found, difference, model)
+    if word in ("rejected", "unproven"):
+        needed = found.get("samples_needed")
+        if word == "unproven":
+            told.append(
+                f"About {figure(needed)} samples would decide it, were the models to go on disagreeing as they do."
+                if _number(needed)
+                else "No number of samples would decide it as it stands."
+            )
+        told.append(_FORCE)
+    return told
+
+
+def judged(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a verdict, wherever in a report they lie: beside the others, or together under `verdict`."""
+    nested = report.get("verdict")
+    found = dict(report) | (dict(nested) if isinstance(nested, Mapping) else {})
+    if not isinstance(found.get("verdict"), str):
+        found["verdict"] = None
+    return found
+
+
+def _difference(found: Mapping[str, Any], difference: Mapping[str, Any], model: str | None) -> list[str]:
+    in_points = difference.get("name", "accuracy") == "accuracy"
+    baseline = found.get("against") or found.get("baseline")
+    if isinstance(baseline, Mapping):
+        baseline = baseline.get("model") or baseline.get("name")
+    other = str(baseline or "its baseline")
+    n = difference.get("n")
+    rows = f" on the same {figure(n)} samples" if _number(n) else ""
+    value = float(difference["difference"])
+    told = [f"{model or found.get('model') or 'It'} is {_change(value, in_points)} than {other}{rows}."]
+    if value == 0:
+        told = [f"{model or found.get('model') or 'It'} is exactly as accurate as {other}{rows}."]
+    low, high = difference.get("low"), difference.get("high")
+    if _number(low) and _number(high):
+        confidence = difference.get("confidence")
+        sure = f"With {100 * confidence:g} % confidence" if isinstance(confidence, float) else "Its interval says:"
+        told.append(f"{sure} the true difference lies between {signed(low, in_points)} and {signed(high, in_points)}.")
+        bound = found.get("max_accuracy_drop")
+        if _number(bound):
+            told.append(f"{amount(bound, in_points).capitalize()} may be lost; {_where(low, value, bound)}.")
+    if difference.get("method"):
+        told.append(f"Method: {difference['method']}.")
+    return told
+
+
+def _where(low: Any, value: float, bound: Any) -> str:
+    if low >= -bound:
+        return "the whole interval lies within that"
+    return "the loss itself is beyond that" if value < -bound else "the interval reaches beyond that"
+
+
+def amount(value: Any, in_points: bool) -> str:
+    """A share as points: 0.01 → "1 point"."""
+    if not in_points:
+        return f"{value:.3g}"
+    points = round(100 * value, 2)
+    return f"{points:g} point" if points == 1 else f"{points:g} points"
+
+
+def signed(value: Any, in_points: bool) -> str:
+    """-0.0031 → "-0.31 points"."""
+    return f"{100 * value:+.2f} points" if in_points else f"{value:+.3g}"
+
+
+def _change(value: float, in_points: bool) -> str:
+    return f"{amount(abs(value), in_points)} {'more' if value > 0 else 'less'} accurate"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

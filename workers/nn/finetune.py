@@ -1,0 +1,41 @@
+"""Fine-tuning a network that was made smaller: it learns from the data, and from the version that it came from."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from app.domain.records import Version
+from app.domain.specs import Training
+from workers.context import Context
+from workers.net import Net
+from workers.nn.data import Data
+from workers.nn.fit import Fitted, Masks, fit
+from workers.nn.teacher import open_teacher
+
+
+def finetune(
+    net: Net,
+    source: Version | None,
+    module: nn.Module | None,
+    data: Data,
+    plan: Training,
+    ctx: Context,
+    *,
+    masks: Masks | None = None,
+    phase: str = "fine-tuning",
+) -> Fitted:
+    """`fit` of `net.module`, in place, with a teacher: the version that the plan names, else `source`, the version that
+    the network came from; none where plan.alpha is 0, or `source` is None and the plan names none.
+
+    module: the network of `source` where it is in hand, unchanged and in no other use; None: it is loaded afresh.
+    Raises what `fit` and `open_teacher` do.
+    """
+    ref = plan.teacher or (source.ref if source is not None else None)
+    if ref is None or plan.alpha == 0:
+        return fit(net.module, data, plan, ctx, masks=masks, phase=phase)
+    usable = module if plan.teacher is None and module is not net.module else None
+    teacher = open_teacher(ref, data, ctx, usable)
+    try:
+        return fit(net.module, data, plan, ctx, masks=masks, phase=phase, teacher=teacher)
+    finally:
+        teacher.close()

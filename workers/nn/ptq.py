@@ -1,0 +1,141 @@
+"""Post-training quantization through NNCF: a float ONNX graph and rows to calibrate with → a graph with Q/DQ nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from app.errors import Problem, Unprocessable
+from app.runtimes import _libraries
+from workers.nn import qdq
+from workers.nn.requests import Request
+
+# Whose kernels know one kind of zero point only: 0, of int8.
+SYMMETRIC = ("tensorrt", "tensorrt_rtx")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How NNCF is to do it. mixed: asymmetric activations where they go below zero. smooth: moves outliers of
+    activations into the weights before (SmoothQuant, Xiao et al. 2022). correct: shifts every bias by the mean error
+    that quantizing makes (fast bias correction)."""
+
+    mixed: bool = False
+    smooth: bool = False
+    correct: bool = True
+
+    @property
+    def told(self) -> str:
+        words = ["asymmetric activations" if self.mixed else "symmetric activations"]
+        words += ["SmoothQuant"] * self.smooth + ["bias correction"] * self.correct
+        return ", ".join(words)
+
+
+def recipes(model: Any, target: str) -> list[Recipe]:
+    """Those worth trying, the usual first; which is best depends on the network, and is measured."""
+    found = [Recipe()]
+    if qdq.uses_attention(model):
+        found.append(Recipe(smooth=True))
+    if target not in SYMMETRIC:
+        found.append(Recipe(mixed=True))
+    return found
+
+
+def quantize(
+    model: Any, rows: Sequence[Request], target: str, recipe: Recipe, threads: int, leave: Collection[str] = ()
+) -> Any:
+    """The graph with Q/DQ nodes: int8 weights with a scale per channel, activations with one per tensor.
+
+    model: what `qdq.opened` gave; it is left as it is. rows: inputs by name, one row each. leave: names of nodes that
+    stay in float. Raises Unprocessable where NNCF refuses the graph, or nothing of it can be quantized.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    with _quiet_nncf() as nncf, _threads(threads):
+        advanced = nncf.AdvancedQuantizationParameters(disable_bias_correction=not recipe.correct)
+        try:
+            found = nncf.quantize(
+                copy,
+                nncf.Dataset(list(rows)),
+                preset=nncf.QuantizationPreset.MIXED if recipe.mixed else nncf.QuantizationPreset.PERFORMANCE,
+                target_device=nncf.TargetDevice.CPU,
+                subset_size=len(rows),
+                model_type=nncf.ModelType.TRANSFORMER if recipe.smooth else None,
+                ignored_scope=nncf.IgnoredScope(names=sorted(leave), validate=False) if leave else None,
+                advanced_parameters=advanced,
+            )
+        except Problem:
+            raise
+        except Exception as error:  # NNCF, onnx and ONNX Runtime raise dozens of kinds
+            text = " ".join(str(error).split())[:400]
+            raise Unprocessable(
+                f"this network cannot be quantized: {text or type(error).__name__}",
+                code="not_quantizable",
+                hint="convert it in bf16 or fp16 instead, where the target has those",
+            ) from error
+    if target in SYMMETRIC:
+        qdq.symmetric(found)
+    qdq.tidied(found)
+    _check(found)
+    return found
+
+
+def _check(model: Any) -> None:
+    """Raises Unprocessable for scales that are no scales: the rows told nothing about the tensors."""
+    values = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[1] in values:
+            scale = onnx.numpy_helper.to_array(values[node.input[1]])
+            if not np.isfinite(scale).all() or (scale <= 0).any():
+                raise Unprocessable(
+                    f"calibration found no usable range for {node.output[0]!r}",
+                    code="bad_calibration",
+                    hint="look at the rows of the training split: are they what the model was trained with?",
+                )
+
+
+@contextlib.contextmanager
+def _quiet_nncf() -> Iterator[Any]:
+    """NNCF without its telemetry, its progress bars and its log."""
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("openvino_telemetry", None)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nncf = importlib.import_module("nncf")
+        logging.getLogger("nncf").setLevel(logging.CRITICAL)
+        yield nncf
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """NNCF runs graphs on all cores, and there is no way to tell it otherwise: meanwhile its engine is one that does
+    not, and that does not spin."""
+    library, module = _libraries.onnxruntime(), importlib.import_module("nncf.onnx.engine")
+    usual = module.ONNXEngine
+
+    class Bounded(usual):  # type: ignore[misc, valid-type]
+        def __init__(self, model: Any) -> None:
+            options = library.SessionOptions()
+            options.intra_op_num_threads, options.log_severity_level = count, 4
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            self.input_names = set()
+            self.sess = library.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+            self.input_names.update(given.name for given in self.sess.get_inputs())
+
+    module.ONNXEngine = Bounded
+    try:
+        yield
+    finally:
+        module.ONNXEngine = usual

@@ -1,0 +1,67 @@
+"""A design: one way to make a version faster, and the chain of specs that it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.domain.specs import OptimizeSpec, Training
+
+# For a candidate that lost weights: enough to recover, little enough for many candidates.
+USUAL_TRAINING = Training(epochs=4, batch_size=128, lr=0.02, weight_decay=1e-4, schedule="onecycle", alpha=0.7)
+CALIBRATION = 300
+
+
+@dataclass(frozen=True)
+class Design:
+    """target, precision: of the engine; int8 quantizes first. tuned: starts from a fine-tuning of the whole network.
+    prune, share: fields of those specs, or None."""
+
+    target: str
+    precision: str
+    tuned: bool = False
+    prune: Mapping[str, Any] | None = None
+    share: Mapping[str, Any] | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trains(self) -> bool:
+        return self.tuned or self.prune is not None or self.share is not None
+
+    def told(self) -> str:
+        """In words: `channels -50 % · int8 · openvino`."""
+        parts = ["fine-tuned"] if self.tuned else []
+        if self.prune is not None:
+            how = "globally" if self.prune.get("scope") == "global" else "per layer"
+            parts.append(f"channels -{100 * float(self.prune['amount']):.0f} % {how}")
+        if self.share is not None:
+            groups = f" in {self.share['groups']} groups" if "groups" in self.share else ""
+            parts.append(f"{str(self.share['method']).replace('_', ' ')}{groups}")
+        return " · ".join([*(parts or ["as it is"]), self.precision, self.target])
+
+
+def chain(design: Design, spec: OptimizeSpec) -> list[dict[str, Any]]:
+    """The specs that make it from spec.model. The teacher of every training is the original."""
+    training = training_of(spec)
+    links: list[dict[str, Any]] = []
+    if design.tuned:
+        links.append({"kind": "train", **training})
+    last = "share" if design.share is not None else "prune"
+    for kind, fields in (("prune", design.prune), ("share", design.share)):
+        if fields is not None:
+            links.append({"kind": kind, **fields} | ({"finetune": training} if kind == last else {}))
+    if design.precision == "int8":
+        links.append(
+            {"kind": "quantize", "target": design.target, "calibration_samples": CALIBRATION, "seed": spec.seed}
+        )
+    links.append(
+        {"kind": "convert", "target": design.target, "precision": design.precision, "max_batch": spec.max_batch}
+    )
+    return links
+
+
+def training_of(spec: OptimizeSpec) -> dict[str, Any]:
+    """The fields of every fine-tuning, the baseline's and the candidates': equal data, equal budget, one teacher."""
+    given = spec.finetune or USUAL_TRAINING.model_copy(update={"seed": spec.seed})
+    return given.model_dump(mode="json") | {"teacher": given.teacher or spec.model}

@@ -1,0 +1,52 @@
+"""What is chosen: the Pareto front on the validation split, and the order in which its members go to the test."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+SPREAD = 1.15  # two members of a sequence differ in gain by at least this factor
+LONGEST = 5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """quality: on the validation split. gain: how many times better than the plain fp32 engine in what counts."""
+
+    name: str
+    quality: float
+    gain: float
+
+
+def pareto(candidates: Collection[Candidate]) -> list[Candidate]:
+    """Those that no other one beats in quality and gain, from the most accurate to the one that gains most."""
+    front: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda c: (-c.gain, -c.quality, c.name)):
+        if not front or candidate.quality > front[-1].quality:
+            front.append(candidate)
+    return front[::-1]
+
+
+def sequence(front: Sequence[Candidate], least: float) -> list[Candidate]:
+    """Whose verdicts are asked for, in this order, which is fixed before the test split is looked at: members of the
+    front that gain something and hold `least` on the validation split, the most accurate first.
+
+    Verdicts are heeded up to the first that is not `accepted`: so the level of each is that of the whole (a fixed
+    sequence of tests: Westfall and Krishen, Journal of Statistical Planning and Inference 99 (2001) 25-40).
+    """
+    able = [c for c in front if c.quality >= least and c.gain > 1]
+    found: list[Candidate] = []
+    for candidate in reversed(able):  # the one that gains most first, so that it is in whatever is left out
+        if not found or found[-1].gain >= SPREAD * candidate.gain:
+            found.append(candidate)
+    return found[:LONGEST][::-1]
+
+
+def answer(order: Sequence[str], verdicts: Mapping[str, str]) -> str | None:
+    """The last one accepted before any other was not; None where the first was not."""
+    chosen = None
+    for name in order:
+        if verdicts.get(name) != "accepted":
+            return chosen
+        chosen = name
+    return chosen

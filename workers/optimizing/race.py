@@ -1,0 +1,184 @@
+"""The state of an optimize job, read off its trials: what was found, what may start, and what is still to come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from app import runtimes
+from app.domain.records import Job, Version
+from app.domain.specs import OptimizeSpec
+from app.errors import Unavailable
+from workers.optimizing.designs import Design, chain
+from workers.optimizing.front import Candidate
+from workers.optimizing.proposals import Room, Tried, propose
+
+USUAL_BATCH = {"latency": 1, "throughput": 32, "size": 1}
+
+
+@dataclass(frozen=True)
+class Race:
+    """Who takes part: plain engines at every precision, the same of the original fine-tuned, and designs to explore."""
+
+    spec: OptimizeSpec
+    model: str
+    dataset: str
+    plain: dict[str, Design]
+    tuned: dict[str, Design]
+    room: Room
+    trials: Mapping[str, Job]
+
+    @property
+    def base(self) -> str:
+        """The plain engine of the first target in full precision: what every gain is over."""
+        return next(iter(self.plain))
+
+    @property
+    def tuned_base(self) -> str | None:
+        return next(iter(self.tuned), None)
+
+    @property
+    def batch(self) -> int:
+        return self.spec.batch or USUAL_BATCH[self.spec.objective]
+
+    def report(self, name: str) -> dict[str, Any] | None:
+        """What a trial found; None while it has not, or where it failed."""
+        job = self.trials.get(name)
+        return job.result.report if job is not None and job.status == "succeeded" and job.result else None
+
+    def ended(self, name: str) -> bool:
+        job = self.trials.get(name)
+        return job is not None and job.ended
+
+    def quality(self, name: str) -> float | None:
+        return _value(self.report(name), "quality")
+
+    def gain(self, name: str) -> float | None:
+        """How many times better than the base in what the objective is about."""
+        report = self.report(name)
+        if self.spec.objective == "size":
+            ours, base = _value(report, "bytes"), _value(self.report(self.base), "bytes")
+            return base / ours if base and ours else None
+        return 1.0 if report is not None and name == self.base else _value(report, "speedup")
+
+    @property
+    def explored(self) -> list[str]:
+        return [name for name in self.trials if name.startswith("design-")]
+
+    @property
+    def least(self) -> float:
+        """The quality on the validation split that is asked for: that of the better baseline, less the drop."""
+        known = [q for name in (self.base, self.tuned_base) if name and (q := self.quality(name)) is not None]
+        return max(known) - self.spec.max_accuracy_drop
+
+    def candidates(self) -> list[Candidate]:
+        """Every trial that gave a version, with what it gained."""
+        found = []
+        for name in (*self.plain, *self.tuned, *self.explored):
+            report, quality, gain = self.report(name), self.quality(name), self.gain(name)
+            if report and report.get("kept") and quality is not None and gain is not None:
+                found.append(Candidate(name, quality, gain))
+        return found
+
+    def next_trials(self) -> dict[str, dict[str, Any]]:
+        """What may start now: as many as `parallel` lets; empty when everything has ended or may not begin any more."""
+        running = sum(1 for job in self.trials.values() if not job.ended)
+        free = self.spec.parallel - running
+        found: dict[str, dict[str, Any]] = {}
+        if free <= 0:
+            return found
+        if not self.ended(self.base):
+            return {self.base: self._trial(self.plain[self.base], 0)} if self.base not in self.trials else {}
+        first = [*self.plain, *([self.tuned_base] if self.tuned_base else [])]
+        waiting = {name: self._design(name) for name in first if name not in self.trials}
+        if self.tuned_base is None or self.ended(self.tuned_base):
+            waiting |= {name: design for name, design in self.tuned.items() if name not in self.trials}
+        for name, design in list(waiting.items())[:free]:
+            found[name] = self._trial(design, len(self.trials) + len(found))
+        if found or not all(self.ended(name) for name in (*self.plain, *self.tuned)):
+            return found
+        past = [self._tried(name) for name in self.explored]
+        while len(found) < free and len(past) < self.spec.trials and not self.is_late:
+            proposed = propose(self.spec, self.room, past, len(past), self.least)
+            if proposed is None:
+                break
+            found[f"design-{len(past)}"] = self._trial(proposed, len(self.trials) + len(found), self._worth_while())
+            past.append(Tried(dict(proposed.params), None, None))
+        return found
+
+    @property
+    def is_over(self) -> bool:
+        """Whether everybody has run."""
+        return bool(self.trials) and not self.next_trials() and all(job.ended for job in self.trials.values())
+
+    @property
+    def expected(self) -> int:
+        """How many trials there will be, the judge's among them, unless time or ideas run out."""
+        return len(self.plain) + len(self.tuned) + (0 if self.room.is_empty else self.spec.trials) + 1
+
+    @property
+    def is_late(self) -> bool:
+        """Whether no more designs are to be begun."""
+        began = min((job.created_at for job in self.trials.values()), default=None)
+        if self.spec.time_limit_s is None or began is None:
+            return False
+        spent = datetime.now(UTC) - datetime.fromisoformat(began)
+        return spent.total_seconds() > self.spec.time_limit_s
+
+    def design_told(self, name: str) -> str:
+        """In words, as the trial was asked."""
+        return str(self.trials[name].spec.get("told") or name)
+
+    def _design(self, name: str) -> Design:
+        return self.plain[name] if name in self.plain else self.tuned[name]
+
+    def _worth_while(self) -> float | None:
+        """The gain of the best engine that loses nothing: a design that is no faster need not be trained."""
+        if self.spec.objective == "size":
+            return None
+        able = [c.gain for c in self.candidates() if not c.name.startswith("design-") and c.quality >= self.least]
+        return max(able, default=None)
+
+    def _tried(self, name: str) -> Tried:
+        return Tried(dict(self.trials[name].spec.get("params") or {}), self.quality(name), self.gain(name))
+
+    def _trial(self, design: Design, number: int, at_least: float | None = None) -> dict[str, Any]:
+        """The spec of its trial."""
+        base = self.report(self.base)
+        measure = {"batch": self.batch, "against": base["kept"] if base else None, "at_least": at_least}
+        return {
+            "kind": "trial", "role": "chain", "model": self.model, "dataset": self.dataset, "number": number,
+            "seed": self.spec.seed, "chain": chain(design, self.spec), "measure": measure, "told": design.told(),
+            "params": dict(design.params),
+        }  # fmt: skip
+
+
+def race_of(spec: OptimizeSpec, version: Version, dataset: str, trials: Mapping[str, Job]) -> Race:
+    """Raises Unavailable for a target that this worker cannot build."""
+    precisions = {target: _precisions(target, spec) for target in spec.targets}
+    engines = [(target, precision) for target in spec.targets for precision in precisions[target]]
+    plain = {f"plain-{t}-{p}": Design(t, p) for t, p in engines}
+    tuned = {f"tuned-{t}-{p}": Design(t, p, tuned=True) for t, p in engines} if version.trainable else {}
+    compress = [kind for kind in ("prune", "share") if kind in spec.passes] if version.trainable else []
+    both = ("prune+share",) if len(compress) == 2 else ()
+    room = Room(tuple(f"{t}:{p}" for t, p in engines), (*compress, *both))
+    return Race(spec, version.ref, dataset, plain, tuned, room, trials)
+
+
+def _precisions(target: str, spec: OptimizeSpec) -> list[str]:
+    """fp32 first; int8 where quantizing is one of the passes."""
+    found = runtimes.get(target).available()
+    if not found.ok:
+        raise Unavailable(
+            f"this worker cannot build {target} engines: {found.reason}", code="runtime_unavailable", retryable=False
+        )
+    order = ("fp32", "tf32", "fp16", "bf16")
+    known = [precision for precision in order if precision in found.precisions]
+    return known + (["int8"] if "quantize" in spec.passes else [])
+
+
+def _value(report: Mapping[str, Any] | None, name: str) -> float | None:
+    value = (report or {}).get("values", {}).get(name)
+    return float(value) if value is not None else None

@@ -1,0 +1,156 @@
+"""The report of an optimize job: the verdict, the table of everything that was tried, and the front, drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.domain.records import Version
+from workers.nn.verdict import fewest_rows
+from workers.optimizing.race import Race
+from workers.optimizing.verdicts import Choice
+
+
+def told_so_far(race: Race) -> dict[str, Any]:
+    """While it runs: what was tried, and the best of it on the validation split."""
+    return {"objective": race.spec.objective, "batch": race.batch, "table": [_row(race, name) for name in race.trials]}
+
+
+def told(
+    race: Race, choice: Choice, judged: Mapping[str, Any], best: str, versions: Mapping[str, Version]
+) -> dict[str, Any]:
+    """versions: what was published, by the name of the candidate."""
+    rows, won = judged["candidates"], judged["candidates"][best]
+    spec = race.spec
+    return {
+        "objective": spec.objective,
+        "batch": race.batch,
+        "targets": spec.targets,
+        "max_accuracy_drop": spec.max_accuracy_drop,
+        "confidence": spec.confidence,
+        "winner": {"name": best, "design": race.design_told(best), "model": versions[best].ref, **_judged(won)},
+        "verdict": {
+            key: won.get(key) for key in ("verdict", "told", "difference", "differences", "against", "samples_needed")
+        },
+        "baselines": {name: _judged(row) for name, row in judged["baselines"].items()},
+        "better_baseline": judged["better_baseline"],
+        "front": [
+            {"name": name, "design": race.design_told(name), "model": version.ref, **_judged(rows[name])}
+            for name, version in versions.items()
+        ],
+        "sequence": list(choice.order),
+        "table": [_row(race, name) for name in race.trials],
+        "recipe": versions[best].details.get("recipe"),
+        "splits": {"chosen_on": "val", "judged_on": "test"},
+        "floor_ms": judged.get("floor_ms"),
+        "settings": judged.get("settings"),
+        "notes": _notes(race, choice, judged, best),
+        "figures": [_pareto(race, judged, best), *judged.get("figures", [])],
+    }
+
+
+def _row(race: Race, name: str) -> dict[str, Any]:
+    """One line of the table: figures of the validation split."""
+    job, report = race.trials[name], race.report(name) or {}
+    values, speed = report.get("values", {}), report.get("speed") or {}
+    return {
+        "name": name,
+        "design": race.design_told(name),
+        "job": job.id,
+        "status": job.status,
+        "quality": values.get("quality"),
+        "gain": race.gain(name),
+        "speedup": values.get("speedup"),
+        "speedup_low": speed.get("speedup_low"),
+        "speedup_high": speed.get("speedup_high"),
+        "latency_ms": values.get("latency_ms"),
+        "parameters": values.get("parameters"),
+        "macs": values.get("macs"),
+        "bytes": values.get("bytes"),
+        "cache_hit": bool(report.get("cache_hit")),
+        "seconds": report.get("seconds"),
+        "why_not": report.get("skipped") or (job.error or {}).get("detail"),
+    }
+
+
+def _judged(row: Mapping[str, Any]) -> dict[str, Any]:
+    fields = ("quality", "speedup", "latency", "bytes", "parameters", "macs", "verdict", "difference", "samples_needed")
+    return {field: row.get(field) for field in fields}
+
+
+def _notes(race: Race, choice: Choice, judged: Mapping[str, Any], best: str) -> list[str]:
+    won = judged["candidates"][best]
+    notes = [str(won["told"])] if won.get("told") else []
+    if best in race.plain and race.plain[best].precision == "fp32":
+        notes.append("Nothing that was tried is faster and proven: the original, converted as it is, is the answer.")
+    elif best in race.plain:
+        notes.append("The original, converted as it is, wins: no training made anything better of it.")
+    elif best in race.tuned:
+        notes.append("The original, fine-tuned and converted as it is, wins: removing weights gained nothing proven.")
+    if judged.get("better_baseline") == race.tuned_base:
+        notes.append(
+            "Fine-tuning alone, with the same data and budget, beats the original: the verdict is against that."
+        )
+    rows = (won.get("quality") or {}).get("n")
+    fewest = fewest_rows(race.spec.max_accuracy_drop, race.spec.confidence)
+    if rows and (fewest is None or rows < fewest):
+        asked = f"{fewest} rows are" if fewest else "no number of rows is"
+        notes.append(f"The test split has {rows} rows: {asked} enough to accept a loss of nothing at all here.")
+    if not race.tuned:
+        notes.append("The model cannot be trained here: only precisions and quantization were raced.")
+    for at in won.get("latency") or ():
+        floor = (judged.get("floor_ms") or {}).get(str(at["batch"]))
+        if floor and floor > at["p50_ms"] / 2:
+            notes.append(
+                f"At batch {at['batch']} an engine that does nothing takes {floor:.3f} ms here, "
+                f"{floor / at['p50_ms']:.0%} of the winner's {at['p50_ms']:.3f} ms: dispatch is the floor, "
+                "not the network."
+            )
+    skipped = sum(1 for name in race.explored if (race.report(name) or {}).get("skipped"))
+    if skipped:
+        notes.append(f"{skipped} designs were given up after a quick look at their speed.")
+    if race.is_late and len(race.explored) < race.spec.trials:
+        notes.append(f"The time limit came after {len(race.explored)} of {race.spec.trials} designs.")
+    return notes
+
+
+def _pareto(race: Race, judged: Mapping[str, Any], best: str) -> dict[str, Any]:
+    """Every trial with a latency by its figure on val; the judged ones by that on test, with intervals."""
+    size = race.spec.objective == "size"
+    tried = [row for name in race.trials if (row := _row(race, name))["quality"] is not None]
+    across = "bytes" if size else "latency_ms"
+    tried = [row for row in tried if row[across] is not None]
+    series = [
+        {
+            "name": "tried (validation)", "x": [row[across] for row in tried], "y": [row["quality"] for row in tried],
+            "labels": [row["design"] for row in tried],
+        }
+    ]  # fmt: skip
+    measured = {name: row for name, row in judged["candidates"].items() if row.get("quality")}
+    groups = {
+        "judged (test)": [name for name in measured if name != best],
+        "the answer (test)": [name for name in measured if name == best],
+    }
+    for title, names in groups.items():
+        rows = [measured[name] for name in names]
+        series.append(
+            {
+                "name": title,
+                "x": [row["bytes"] if size else _at(row, race.batch) for row in rows],
+                "y": [row["quality"]["value"] for row in rows],
+                "low": [row["quality"]["low"] for row in rows],
+                "high": [row["quality"]["high"] for row in rows],
+                "labels": [race.design_told(name) for name in names],
+            }
+        )
+    label = "bytes" if size else f"ms at batch {race.batch}"
+    return {
+        "title": "Accuracy against " + ("size" if size else "latency"), "kind": "points",
+        "x": {"label": label, "log": True}, "y": {"label": "accuracy"}, "series": series,
+        "note": "The bars are intervals of the accuracy on the test split.",
+    }  # fmt: skip
+
+
+def _at(row: Mapping[str, Any], batch: int) -> float | None:
+    found = [at["p50_ms"] for at in row["latency"] if at["batch"] == batch] or [at["p50_ms"] for at in row["latency"]]
+    return float(found[0]) if found else None

@@ -1,0 +1,92 @@
+"""From trials to an answer: who is judged on the test split, who wins, and what is published of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.domain.records import Latency, Made, Metrics, Quality, Version
+from app.errors import NotFound
+from workers.context import Context
+from workers.optimizing.front import answer, pareto, sequence
+from workers.optimizing.race import Race
+from workers.trials import kept
+
+BEYOND = 2  # members of the front that lose too much, but show what more speed would cost
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Made on the validation split alone. order: whose verdicts decide, in this order. shown: who is measured too."""
+
+    order: tuple[str, ...]
+    shown: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.order, *self.shown)))
+
+
+def choose(race: Race) -> Choice:
+    """The sequence, the plain engine, and the next members of the front beyond the bound."""
+    front = pareto(race.candidates())
+    order = sequence(front, race.least)
+    beyond = [c for c in front if c.quality < race.least][:BEYOND]
+    return Choice(tuple(c.name for c in order), (race.base, *(c.name for c in beyond)))
+
+
+def judge_spec(race: Race, choice: Choice) -> dict[str, Any]:
+    """The trial that measures them all on the test split, in one run."""
+    baselines = [name for name in (race.base, race.tuned_base) if name and _key(race, name)]
+    batches = sorted({1, race.batch, min(32, race.spec.max_batch)})
+    return {
+        "kind": "trial", "role": "judge", "model": race.model, "dataset": race.dataset, "number": len(race.trials),
+        "candidates": {name: _key(race, name) for name in dict.fromkeys((*choice.names, *baselines))},
+        "baselines": {name: _key(race, name) for name in baselines}, "reference": race.base, "batches": batches,
+        "confidence": race.spec.confidence, "max_accuracy_drop": race.spec.max_accuracy_drop,
+        "told": "the verdict on the test split",
+    }  # fmt: skip
+
+
+def winner(race: Race, choice: Choice, judged: Mapping[str, Any]) -> str:
+    """The fastest that is proven; else the plain engine of a baseline; where nothing can be proven with so few rows,
+    the fastest of those that are not refuted."""
+    verdicts = {name: str(row.get("verdict")) for name, row in judged["candidates"].items()}
+    if (found := answer(choice.order, verdicts)) is not None:
+        return found
+    better = judged.get("better_baseline") or race.base
+    for name in (race.base, better):
+        if verdicts.get(name) == "accepted":
+            return str(name)
+    open_ones = [name for name in choice.order if verdicts.get(name) == "unproven"]
+    return open_ones[-1] if open_ones else str(better)
+
+
+def publish(race: Race, name: str, judged: Mapping[str, Any], ctx: Context) -> Version:
+    """The version of a candidate that was judged; its metrics are those of the test split. Raises NotFound."""
+    row, job = judged["candidates"][name], race.trials[name]
+    held = kept.find(ctx.artifacts, _key(race, name))
+    if held is None or held.version is None:
+        raise NotFound(f"what {name} made is kept no more", retryable=True)
+    before = held.version
+    metrics = Metrics(
+        quality=Quality.model_validate(row["quality"]) if row["quality"] else None,
+        latency=tuple(Latency.model_validate(at) for at in row["latency"]),
+        parity=before.metrics.parity,
+        layer_sparsity=before.metrics.layer_sparsity,
+    )
+    recipe = [{**link, "dataset": race.dataset} for link in job.spec["chain"]]
+    return kept.publish(
+        ctx.artifacts, ctx.catalog, _key(race, name),
+        name=race.model.partition("@")[0], parent=race.model,
+        made_by=Made(job=job.id, spec={"kind": "optimize", "job": ctx.job.id, "candidate": name, "chain": recipe}),
+        metrics=metrics, verdict=row.get("verdict"),
+        details=before.details | {"recipe": recipe, "optimize": ctx.job.id},
+        notes=(*before.notes, str(row["told"])),
+    )  # fmt: skip
+
+
+def _key(race: Race, name: str) -> str:
+    report = race.report(name)
+    return str(report["kept"]) if report and report.get("kept") else ""

@@ -1,0 +1,133 @@
+"""What one process does in a row: a trial, its parent's next step if that is due, the next trial of that parent.
+
+A process whose libraries are imported is worth keeping for trials that take less time than its start did.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from typing import Any
+
+from app import tracing
+from app.domain.records import Job, now
+from app.domain.specs import TrialSpec
+from app.errors import Internal, NotFound
+from app.observe import resident_bytes
+from app.queue import Queue
+from app.settings import MiB, Settings
+from app.storage.catalog import Catalog, Stale
+from app.trials import WAITING_KINDS, is_over
+from workers.lease import Ending
+
+log = logging.getLogger("enginesmith.run")
+RESIDENT_MAX = 2048 * MiB  # a process that has grown beyond takes no further trial
+LINGER_S = 5.0  # for the step of another process that is about to ask for more trials
+_NAME = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*")
+
+
+class Turn:
+    """Gives a process its jobs. delivery: RQ's id of the one that it was started for, by which its worker looks up what
+    it was doing when it died."""
+
+    def __init__(
+        self, settings: Settings, catalog: Catalog, queue: Queue, process: Ending, delivery: str | None
+    ) -> None:
+        self._settings, self._catalog, self._queue = settings, catalog, queue
+        self._process, self._delivery = process, delivery
+        self._began = time.monotonic()
+        self._holds = False
+
+    def begin(self, id: str, attempt: int) -> Job | None:
+        """The job, running under a lease: from its start, or with its next step. None when it is not ours to begin."""
+        try:
+            job = self._catalog.brief(id)
+            if job.due:
+                return self._catalog.trials.claim(id, attempt, self._settings.lease_s)
+            if job.parent and is_over(self._catalog, job.parent):  # whoever ended that one is about to end this one
+                self._catalog.moved(id, was={"queued"}, to="cancelled", attempt=attempt)
+                return None
+            return self._catalog.moved(
+                id, was={"queued"}, to="running", attempt=attempt, lease_s=self._settings.lease_s, started_at=now(),
+                phase="starting",
+            )  # fmt: skip
+        except (Stale, NotFound) as gone:
+            log.info("job %s, attempt %d: not started: %s", id, attempt, gone.detail)
+            return None
+
+    def after(self, job: Job) -> Job | None:
+        """What to do next, begun; None: nothing. A parent that is to be woken is woken, here or through the queue."""
+        family = job.parent or (job.id if job.kind in WAITING_KINDS and not job.ended else None)
+        if family is None:
+            return None
+        due = self._catalog.trials.wake(family, self._settings.max_attempts) if job.parent else job if job.due else None
+        goes_on = self._goes_on()
+        if due is not None:
+            if not goes_on:
+                self._queue.enqueue(due, front=True)
+            elif (step := self._next(due.id, due.attempt)) is not None:
+                return step
+        return self._take(family, job.queue) if goes_on else None
+
+    def close(self) -> None:
+        if self._holds and self._delivery:
+            self._catalog.trials.let_go(self._delivery)
+
+    def _goes_on(self) -> bool:
+        young = time.monotonic() - self._began < self._settings.reuse_s
+        return young and not self._process.asked and resident_bytes() < RESIDENT_MAX
+
+    def _take(self, family: str, queue: str) -> Job | None:
+        """The next queued trial; waits a little while a step of another process is asking for some."""
+        until = time.monotonic() + LINGER_S
+        while self._goes_on():
+            if (taken := self._queue.take(family, queue)) is not None:
+                if (trial := self._next(*taken)) is not None:
+                    return trial
+                continue
+            try:
+                parent = self._catalog.brief(family)
+            except NotFound:
+                return None
+            if parent.due:  # perhaps its delivery waits for the very worker that has this process
+                if (step := self._next(parent.id, parent.attempt)) is not None:
+                    self._queue.cancel(parent)
+                    return step
+            elif parent.status != "running" or parent.waiting or time.monotonic() > until:
+                return None
+            time.sleep(0.02)
+        return None
+
+    def _next(self, id: str, attempt: int) -> Job | None:
+        if self._delivery:
+            self._holds = True
+            self._catalog.trials.hold(self._delivery, id, attempt)
+        return self.begin(id, attempt)
+
+
+def start_trials(
+    catalog: Catalog, queue: Queue, settings: Settings, parent: Job, trials: dict[str, dict[str, Any]]
+) -> None:
+    """Adds and enqueues the trials that a step asks for; those that there are already stay as they are.
+
+    Raises Fenced when this attempt at the parent may not ask any more, Internal for a name that cannot be one.
+    """
+    waiting: set[str] | None = None
+    for name, asked in trials.items():
+        if len(name) > 64 or not _NAME.fullmatch(name):
+            raise Internal(f"{name!r} cannot name a trial")
+        spec = TrialSpec.model_validate({"kind": "trial"} | asked)
+        trial = Job(
+            id=f"{parent.id}-{name}", kind="trial", spec=spec.model_dump(mode="json"), queue=parent.queue,
+            model=spec.model or parent.model, dataset=spec.dataset or parent.dataset, parent=parent.id,
+            allowed_attempts=settings.max_attempts, traceparent=tracing.traceparent() or parent.traceparent,
+            created_at=now(),
+        )  # fmt: skip
+        if catalog.trials.add(trial, parent.attempt):
+            queue.enqueue(trial)
+            continue
+        waiting = queue.waiting() if waiting is None else waiting
+        there = catalog.brief(trial.id)
+        if there.status == "queued" and there.id not in waiting:  # whoever added it died before
+            queue.enqueue(there)
