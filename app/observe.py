@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from itertools import accumulate
-from pathlib import Path
 from typing import IO, Any
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
@@ -24,6 +23,7 @@ from prometheus_client.utils import floatToGoString
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import tracing
+from app.memory import resident_bytes
 
 REGISTRY = CollectorRegistry()
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -118,13 +118,6 @@ class _Answered(Collector):
         yield CounterMetricFamily("process_cpu_seconds", "CPU time of this process", value=time.process_time())
         yield GaugeMetricFamily("process_resident_memory_bytes", "Memory of this process", value=resident_bytes())
         yield GaugeMetricFamily("enginesmith_http_requests_in_flight", "Requests being answered", value=IN_FLIGHT.count)
-
-
-def resident_bytes() -> int:
-    """Of this process; 0 where the system does not tell."""
-    with suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
 
 
 REGISTRY.register(_Answered())

@@ -78,7 +78,7 @@ def serve(settings: Settings, workers: int, http_processes: int = 1) -> int:
                 log.error("the embedded store died; starting it again")
                 if not store.restart():
                     log.error("it has not started; its log: %s", store.folder / "valkey.log")
-                    time.sleep(1.0)
+                    time.sleep(1.0)  # it may die at once, of a full disk: five starts a second would help nobody
             for child in children:
                 child.tend()
     finally:

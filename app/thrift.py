@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from app.observe import resident_bytes
-from app.serving.shelf import trim
+from app.memory import resident_bytes, trim
 from app.settings import MiB
 
 _MUCH = 48 * MiB  # above what the process can do with; less is needed again soon

@@ -163,15 +163,16 @@ class Batcher:
             raise overloaded(self._waiting, self.max_queue, self.max_queue_bytes, self.pace)
 
     def _is_full(self, rows: int, nbytes: int) -> bool:
-        for busy in (False, True):
-            waiting = self._waiting
-            if not waiting.rows or (
-                waiting.rows + rows <= self.max_queue and waiting.nbytes + nbytes <= self.max_queue_bytes
-            ):
-                return False
-            if not busy:
-                self._keep_busy()  # there may be room behind it
-        return True
+        if self._has_room(rows, nbytes):
+            return False
+        self._keep_busy()  # an idle instance takes a batch off the queue: there may be room behind it
+        return not self._has_room(rows, nbytes)
+
+    def _has_room(self, rows: int, nbytes: int) -> bool:
+        waiting = self._waiting
+        return not waiting.rows or (
+            waiting.rows + rows <= self.max_queue and waiting.nbytes + nbytes <= self.max_queue_bytes
+        )
 
     def _keep_busy(self) -> None:
         """A whole batch waits: no instance shall be idle until this turn of the event loop is over, which takes a

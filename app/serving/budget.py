@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection
-from pathlib import Path
 
 from app.domain.records import Version
 from app.errors import Unprocessable
@@ -14,18 +13,7 @@ from app.serving.lane import Lane, Plan
 from app.serving.place import Place
 
 log = logging.getLogger("enginesmith.serving")
-_STATUS = Path("/proc/self/status")
 _MiB = 1024 * 1024
-
-
-def private_bytes() -> int | None:
-    """Memory of this process that no file backs. None where the system does not say."""
-    try:
-        lines = _STATUS.read_text().splitlines()
-    except OSError:
-        return None
-    found = next((line for line in lines if line.startswith("RssAnon:")), None)
-    return int(found.split()[1]) * 1024 if found else None
 
 
 class Budget:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from app.domain.records import Deployment, Version, parse_ref
 from app.errors import Internal, Problem
+from app.memory import private_bytes, trim
 from app.metrics import Meters
 from app.runtimes import Engine
 from app.serving import shelf
-from app.serving.budget import Budget, private_bytes
+from app.serving.budget import Budget
 from app.serving.guard import Verdict, Watch
 from app.serving.lane import Lane, Plan, default_max_batch, has_fixed_rows, open_engine
 from app.serving.place import Lanes, Place
@@ -201,7 +202,7 @@ class Loading:
         folder = shelf.fetch(self._artifacts, version, home)
         if self.budget.limit:
             self._meet(version, folder, plan)
-            shelf.trim()
+            trim()
         before = private_bytes()
         try:
             engine = open_engine(version, folder, plan, self._settings.threads)
@@ -211,7 +212,7 @@ class Loading:
             # Whoever tidied up, here or in another replica on this machine, did not know yet that it is wanted again.
             folder = shelf.fetch(self._artifacts, version, home)
             engine = open_engine(version, folder, plan, self._settings.threads)
-        shelf.trim()  # of what compiling took: 100 MB of 650 for a ResNet-18
+        trim()  # of what compiling took: 100 MB of 650 for a ResNet-18
         after = private_bytes()
         return engine, after - before if before is not None and after is not None else None
 

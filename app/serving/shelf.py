@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import hashlib
 import shutil
@@ -11,6 +10,7 @@ import uuid
 from pathlib import Path
 
 from app.domain.records import Version
+from app.memory import trim
 from app.storage import registry
 from app.storage.artifacts import Artifacts
 
@@ -48,14 +48,6 @@ def clear(shelf: Path, keep: set[str]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     gc.collect(1)  # not everything: that would hold up every request for as long as it takes
     trim()
-
-
-def trim() -> None:
-    """Gives freed memory back to the system."""
-    # glibc keeps freed memory; elsewhere there is no such call.
-    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if give_back is not None:
-        give_back(0)
 
 
 def is_whole(folder: Path, version: Version) -> bool:

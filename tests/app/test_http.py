@@ -34,8 +34,15 @@ class Whole(FastAPI):
             await super().__call__(scope, receive, send)
 
 
+class Listening(Server):
+    """A server, where it listens, and what opens /gate."""
+
+    address: tuple[str, int]
+    gate: asyncio.Event
+
+
 @pytest.fixture
-async def server() -> AsyncIterator[Server]:
+async def server() -> AsyncIterator[Listening]:
     app = Whole()
     app.state.stopping = False
     app.state.gate = asyncio.Event()
@@ -55,24 +62,23 @@ async def server() -> AsyncIterator[Server]:
 
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    made = Server(http.config(app, Settings(redis_url="redis://unused")), app)
+    made = Listening(http.config(app, Settings(redis_url="redis://unused")), app)
+    made.address, made.gate = listener.getsockname(), app.state.gate
     serving = asyncio.create_task(made.serve(sockets=[listener]))
     while not made.started:
         await asyncio.sleep(0.01)
-    made.address = listener.getsockname()  # type: ignore[attr-defined]
-    made.gate = app.state.gate  # type: ignore[attr-defined]
     yield made
     made.should_exit = True
     await serving
 
 
 @pytest.fixture
-async def connect(server: Server) -> AsyncIterator[Open]:
+async def connect(server: Listening) -> AsyncIterator[Open]:
     writers = []
 
     async def opened(data: bytes) -> Opened:
         before = len(server.server_state.connections)
-        reader, writer = await asyncio.open_connection(*server.address)  # type: ignore[attr-defined]
+        reader, writer = await asyncio.open_connection(*server.address)
         writers.append(writer)
         writer.write(data)
         await until(lambda: len(server.server_state.connections) > before)
@@ -97,21 +103,21 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def connections(server: Server) -> set[Connection]:
+def connections(server: Listening) -> set[Connection]:
     return server.server_state.connections  # type: ignore[return-value]
 
 
-def only(server: Server) -> Connection:
+def only(server: Listening) -> Connection:
     (found,) = connections(server)
     return found
 
 
-async def after(server: Server, seconds: float) -> None:
+async def after(server: Listening, seconds: float) -> None:
     patrol(connections(server), asyncio.get_running_loop().time() + seconds)
 
 
 @pytest.mark.parametrize("data", [b"", b"POST /length HTTP/1.1\r\nHost: x\r\n"])
-async def test_a_request_that_does_not_come(server: Server, connect: Open, data: bytes) -> None:
+async def test_a_request_that_does_not_come(server: Listening, connect: Open, data: bytes) -> None:
     reader, _ = await connect(data)
     await after(server, HEADERS_S - 15)
     assert connections(server)
@@ -120,7 +126,7 @@ async def test_a_request_that_does_not_come(server: Server, connect: Open, data:
     await until(lambda: not connections(server))
 
 
-async def test_a_body_that_stops(server: Server, connect: Open) -> None:
+async def test_a_body_that_stops(server: Listening, connect: Open) -> None:
     reader, _ = await connect(b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
     await until(lambda: only(server).cycle is not None)
     await after(server, BODY_IDLE_S - 15)
@@ -130,7 +136,7 @@ async def test_a_body_that_stops(server: Server, connect: Open) -> None:
     await until(lambda: not server.server_state.tasks)
 
 
-async def test_an_answer_that_is_not_taken(server: Server, connect: Open) -> None:
+async def test_an_answer_that_is_not_taken(server: Listening, connect: Open) -> None:
     reader, _ = await connect(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
     await until(lambda: only(server).cycle is not None and only(server).transport.get_write_buffer_size() > 0)
     last = -1
@@ -145,7 +151,7 @@ async def test_an_answer_that_is_not_taken(server: Server, connect: Open) -> Non
 
 
 async def test_answers_that_are_not_taken_are_bounded_together(
-    server: Server, connect: Open, monkeypatch: pytest.MonkeyPatch
+    server: Listening, connect: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http.untaken, "most", 3 * LARGE)
     opened = []
@@ -164,15 +170,15 @@ async def test_answers_that_are_not_taken_are_bounded_together(
     assert http.untaken.bytes == 0
 
 
-async def test_a_request_that_only_takes_long_is_left_alone(server: Server, connect: Open) -> None:
+async def test_a_request_that_only_takes_long_is_left_alone(server: Listening, connect: Open) -> None:
     reader, _ = await connect(b"GET /gate HTTP/1.1\r\nHost: x\r\n\r\n")
     await until(lambda: bool(server.server_state.tasks))
     await after(server, 3600)
-    server.gate.set()  # type: ignore[attr-defined]
+    server.gate.set()
     assert (await reader.readline()).startswith(b"HTTP/1.1 200")
 
 
-async def test_too_many_connections_end_the_idle_ones(server: Server, connect: Open) -> None:
+async def test_too_many_connections_end_the_idle_ones(server: Listening, connect: Open) -> None:
     class Few(Connection):
         most = 8
 
@@ -181,16 +187,16 @@ async def test_too_many_connections_end_the_idle_ones(server: Server, connect: O
     await until(lambda: bool(server.server_state.tasks))
     opened = []
     for _ in range(20):
-        opened.append(await asyncio.open_connection(*server.address))  # type: ignore[attr-defined]
+        opened.append(await asyncio.open_connection(*server.address))
     await until(lambda: sum(reader.at_eof() for reader, _ in opened) >= 13)
     assert len(connections(server)) <= 8
-    server.gate.set()  # type: ignore[attr-defined]
+    server.gate.set()
     assert (await busy.readline()).startswith(b"HTTP/1.1 200")
     for _, writer in opened:
         writer.close()
 
 
-async def test_an_answered_request_leaves_nothing_to_the_garbage_collector(server: Server, connect: Open) -> None:
+async def test_an_answered_request_leaves_nothing_to_the_garbage_collector(server: Listening, connect: Open) -> None:
     def cycles() -> int:
         return sum(type(held) is RequestResponseCycle for held in gc.get_objects())
 
@@ -206,7 +212,7 @@ async def test_an_answered_request_leaves_nothing_to_the_garbage_collector(serve
         gc.enable()
 
 
-async def test_a_connection_that_was_reset_is_let_go(server: Server, connect: Open) -> None:
+async def test_a_connection_that_was_reset_is_let_go(server: Listening, connect: Open) -> None:
     reader, writer = await connect(b"GET /whole HTTP/1.1\r\nHost: x\r\n\r\n")
     await reader.readuntil(b"whole")
     connection = only(server)
@@ -218,9 +224,9 @@ async def test_a_connection_that_was_reset_is_let_go(server: Server, connect: Op
     assert connection.timeout_keep_alive_task is None
 
 
-def asks(server: Server, *requests: bytes) -> socket.socket:
+def asks(server: Listening, *requests: bytes) -> socket.socket:
     """A connection that waits to be accepted: the event loop, which is this test's own, has had no turn."""
-    one = socket.create_connection(server.address, timeout=60)  # type: ignore[attr-defined]
+    one = socket.create_connection(server.address, timeout=60)
     for request in requests:
         one.sendall(request)
     return one
@@ -234,7 +240,7 @@ async def heard(one: socket.socket) -> bytes:
     return found
 
 
-async def test_at_the_end_whoever_has_connected_is_answered(server: Server) -> None:
+async def test_at_the_end_whoever_has_connected_is_answered(server: Listening) -> None:
     waiting = [asks(server, b"GET /whole HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(5)]
     silent = asks(server)
     await server.shutdown()
@@ -245,7 +251,7 @@ async def test_at_the_end_whoever_has_connected_is_answered(server: Server) -> N
     assert await heard(silent) == b""
 
 
-async def test_at_the_end_nobody_is_kept_waiting(server: Server, connect: Open) -> None:
+async def test_at_the_end_nobody_is_kept_waiting(server: Listening, connect: Open) -> None:
     busy, _ = await connect(b"GET /gate HTTP/1.1\r\nHost: x\r\n\r\n")
     await until(lambda: bool(server.server_state.tasks))
     idle, _ = await connect(b"GET /whole HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -259,7 +265,7 @@ async def test_at_the_end_nobody_is_kept_waiting(server: Server, connect: Open) 
     with pytest.raises(ConnectionRefusedError):
         asks(server)
     assert not ending.done()
-    server.gate.set()  # type: ignore[attr-defined]
+    server.gate.set()
     assert b"connection: close" in await busy.read()
     await ending
 
@@ -274,7 +280,7 @@ async def test_at_the_end_nobody_is_kept_waiting(server: Server, connect: Open) 
     ],
 )
 async def test_what_is_no_request_is_refused_as_its_path_wants_it(
-    server: Server, connect: Open, head: bytes, status: int, word: bytes
+    server: Listening, connect: Open, head: bytes, status: int, word: bytes
 ) -> None:
     for path, field in ((b"/v2/", b'{"error":"'), (b"/v1/", b'"instance":"/v1/x')):
         reader, _ = await connect(head.replace(b"/v2/", path))
@@ -285,7 +291,7 @@ async def test_what_is_no_request_is_refused_as_its_path_wants_it(
         assert b"x-request-id: " in answer
 
 
-async def test_what_follows_a_request_is_not_taken_for_its_path(server: Server, connect: Open) -> None:
+async def test_what_follows_a_request_is_not_taken_for_its_path(server: Listening, connect: Open) -> None:
     reader, writer = await connect(b"GET /whole HTTP/1.1\r\nHost: x\r\n\r\n")
     await reader.readuntil(b"whole")
     writer.write(b"\x16\x03\x01 what is this\r\n\r\n")
@@ -294,7 +300,7 @@ async def test_what_follows_a_request_is_not_taken_for_its_path(server: Server, 
     assert b"/whole" not in answer
 
 
-async def test_http_1_0_needs_no_host(server: Server, connect: Open) -> None:
+async def test_http_1_0_needs_no_host(server: Listening, connect: Open) -> None:
     reader, _ = await connect(b"GET /whole HTTP/1.0\r\n\r\n")
     assert (await reader.read()).startswith(b"HTTP/1.1 200")
 

@@ -104,7 +104,7 @@ def test_ten_thousand_idle_connections(start: Start, opened: list[socket.socket]
     finally:
         made.end()
     told.only(200)
-    print(  # noqa: T201
+    print(
         f"\n{IDLE} connections ({open_still} open), memory {held:.0f} → {most:.0f} → {memory_mib(service):.0f} MiB; "
         f"meanwhile {told.statuses}, slowest {told.worst('good_s', 2):.3f} s, a new one {first_s:.3f} s"
     )
@@ -142,7 +142,7 @@ def test_two_thousand_half_sent_bodies(start: Start, opened: list[socket.socket]
     finally:
         made.end()
     told.only(200)
-    print(  # noqa: T201
+    print(
         f"\n{HALF} half bodies of 50 kB, memory {held:.0f} → {most:.0f} → {memory_mib(service):.0f} MiB; "
         f"meanwhile {told.statuses}, slowest {told.worst('good_s', 2):.3f} s"
     )
@@ -176,7 +176,7 @@ def test_answers_that_are_not_taken(start: Start, opened: list[socket.socket], p
     finally:
         made.end()
     told.only(200)
-    print(  # noqa: T201
+    print(
         f"\n{READERS} × 4 MB that nobody takes, memory {held:.0f} → {most:.0f} MiB; "
         f"meanwhile {told.statuses}, slowest {told.worst('good_s', 2):.3f} s"
     )

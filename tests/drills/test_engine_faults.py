@@ -72,7 +72,7 @@ def test_a_run_that_hangs_is_left_at_the_deadline_and_its_engine_replaced(servic
     assert told.json()["error"]
     assert rows(predict(service, "hanging")) == [[1, 1, 1]]
     assert pids(service) == ids
-    print(f"\n504 after {waited_s:.2f} s with 300 ms; replaced within {replaced_s:.2f} s (run_timeout_s=2)")  # noqa: T201
+    print(f"\n504 after {waited_s:.2f} s with 300 ms; replaced within {replaced_s:.2f} s (run_timeout_s=2)")
 
 
 def test_other_deployments_go_on_while_one_hangs(service: Service) -> None:

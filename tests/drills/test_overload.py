@@ -54,7 +54,7 @@ def seen(service: Service, made: Calling, seconds: float) -> Seen:
             feeding = Feeding(service, "net")
         elif feeding is not None and fed is None and spent > seconds - 1.5:
             fed = feeding.so_far()
-        time.sleep(0.1)
+        time.sleep(0.1)  # between two looks at its memory
     assert feeding is not None
     return Seen(made.finish(), fed or feeding.so_far(), most)
 
@@ -87,7 +87,7 @@ def test_ten_times_the_capacity(start: Start, processes: int) -> None:
     # The client and other programs take the processor from the engine, which is no fault of the service's. That the
     # engine always had something to run, and full batches, is its doing alone.
     fed = over.fed.infer / min(before.fed.infer, after.fed.infer) * over.fed.rows / before.fed.rows
-    print(  # noqa: T201
+    print(
         f"\npeak {before.told.sum('good_per_s'):.0f} and {after.told.sum('good_per_s'):.0f}/s, asked "
         f"{told.sum('sent_per_s'):.0f}/s {told.statuses}: goodput {share:.1%}, engine fed {fed:.1%} "
         f"({before.fed}, {over.fed}); 429 after p99 {1e3 * told.worst('refused_s', 1):.0f} ms, 200 after p99 "
@@ -114,7 +114,7 @@ def test_a_tiny_engine_where_http_is_the_limit(start: Start) -> None:
     with calling(service, ASK, 2, mode="open", seconds=10, rate=5 * most, most=1000) as made:
         over = seen(service, made, 10)
     told = over.told
-    print(  # noqa: T201
+    print(
         f"\npeak {most:.0f}/s; due {10 * most:.0f}/s, sent {told.sum('sent_per_s'):.0f}/s, goodput "
         f"{told.sum('good_per_s'):.0f}/s, {told.statuses}, 200 in p99 {told.worst('good_s', 1):.2f} s, "
         f"memory {held:.0f}, {over.most_mib:.0f}, {memory_mib(service):.0f} MiB"

@@ -50,7 +50,7 @@ def test_the_embedded_store_is_killed_again_and_again(start: Start, processes: i
     assert told.said.keys() == {"1", "2"}
     assert pids(service) == ids
     assert memory_mib(service) < held + 128
-    print(f"\n{told.statuses}, slowest {told.worst('good_s', 2):.3f} s")  # noqa: T201
+    print(f"\n{told.statuses}, slowest {told.worst('good_s', 2):.3f} s")
 
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])
@@ -73,7 +73,7 @@ def test_a_redis_of_ones_own_is_away_for_a_while(
             else:
                 process.send_signal(signal.SIGSTOP)
             until(lambda: not ready(service))
-            time.sleep(5)
+            time.sleep(5)  # the drill itself: predictions go on meanwhile
             assert httpx.get(f"{service.url}/healthz/serving", timeout=240).status_code == 200
             assert httpx.get(f"{service.url}/healthz/live", timeout=240).status_code == 200
             if how == "killed":
@@ -85,6 +85,6 @@ def test_a_redis_of_ones_own_is_away_for_a_while(
             told = made.stop()
         told.only(200)
         assert told.said.keys() == {"1", "2"}
-        print(f"\n{told.statuses}, slowest {told.worst('good_s', 2):.3f} s")  # noqa: T201
+        print(f"\n{told.statuses}, slowest {told.worst('good_s', 2):.3f} s")
     finally:
         store.stop()

@@ -43,6 +43,6 @@ def test_fifty_swaps_and_rollbacks(start: Start, processes: int) -> None:
         told = made.stop()
     told.only(200)
     assert told.said.keys() == {"1", "2", "3"}
-    print(f"\n{SWAPS} swaps, {told.statuses}, by version {told.said}, slowest {told.worst('good_s', 2):.3f} s")  # noqa: T201
+    print(f"\n{SWAPS} swaps, {told.statuses}, by version {told.said}, slowest {told.worst('good_s', 2):.3f} s")
     assert pids(service) == ids
     assert "an error that nobody foresaw" not in log_of(service)

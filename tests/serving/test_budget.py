@@ -13,8 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.errors import DeadlineExceeded, NotFound, Unavailable
-from app.serving import shelf
-from app.serving.budget import private_bytes
+from app.memory import private_bytes, trim
 from app.serving.place import Place
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
@@ -228,7 +227,7 @@ async def test_without_a_bound_nothing_sleeps(client: httpx.AsyncClient, app: Fa
 def kept() -> int:
     """What this process really needs: what others have freed is given back first, before and after alike."""
     gc.collect()
-    shelf.trim()
+    trim()
     found = private_bytes()
     assert found is not None
     return found
