@@ -52,7 +52,7 @@ class Apart(nn.Module):
 
     def split(self, x, heads):
         if self.how == "size":
-            return x.view(x.size()[:-1] + (heads, self.dim)).permute(0, 2, 1, 3)
+            return x.view(x.size()[:-1] + (heads, self.dim)).permute(0, 2, 1, 3)  # noqa: RUF005
         if self.how == "minus":
             return x.view(x.shape[0], x.shape[1], -1, self.dim).transpose(1, 2)
         if self.how == "divided":
@@ -76,7 +76,7 @@ class Apart(nn.Module):
         scores = torch.matmul(q, k.transpose(-1, -2)) / self.dim**0.5
         mixed = torch.matmul(F.softmax(scores, dim=-1), v).transpose(1, 2).contiguous()
         if self.how == "size":
-            return self.proj(mixed.view(mixed.size()[:-2] + (self.heads * self.dim,)))
+            return self.proj(mixed.view(mixed.size()[:-2] + (self.heads * self.dim,)))  # noqa: RUF005
         return self.proj(mixed.view(x.size(0), x.size(1), self.heads * self.dim))
 
 
@@ -107,3 +107,54 @@ class Transformer(nn.Module):
             x = x + block["attn"](block["norm1"](x))
             x = x + block["fc2"](F.gelu(block["fc1"](block["norm2"](x))))
         return self.head(self.norm(x)[:, 0])
+
+
+class Encoder(nn.Module):
+    """torch's own encoder, over tokens with padding or over rows of features."""
+
+    def __init__(self, width=16, heads=4, causal=False, **how):
+        super().__init__()
+        self.embed, self.first = nn.Embedding(20, width), how.get("batch_first", False)
+        layer = nn.TransformerEncoderLayer(width, heads, 24, **how)
+        self.encoder = nn.TransformerEncoder(layer, 2, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.head = nn.Linear(width, 3)
+        mask = torch.ones(7, 7, dtype=torch.bool).triu(1)
+        self.register_buffer("mask", mask if causal else torch.zeros_like(mask))
+
+    def forward(self, ids, mask):
+        x = self.embed(ids)
+        x = self.encoder(x if self.first else x.transpose(0, 1), self.mask, mask == 0)
+        return self.head(x[:, 0] if self.first else x[0])
+
+
+class Between(nn.Module):
+    """nn.MultiheadAttention of rows to fewer rows of another width, and a decoder layer."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(6, 16), nn.Linear(6, 8)
+        self.attend = nn.MultiheadAttention(16, 4, kdim=8, vdim=8, dropout=dropout, batch_first=True)
+        self.decode, self.head = nn.TransformerDecoderLayer(16, 4, 24, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x):
+        wide, narrow = self.wide(x), self.narrow(x[:, :3])
+        mixed, _ = self.attend(wide, narrow, narrow)
+        return self.head(self.decode(wide + mixed, wide[:, 1:]))
+
+
+class Biased(nn.Module):
+    """Windowed attention with a table of biases for relative positions, a column for every head."""
+
+    def __init__(self, width, heads, dim, tokens=6):
+        super().__init__()
+        self.heads, self.dim, self.tokens = heads, dim, tokens
+        self.qkv, self.proj = nn.Linear(width, 3 * heads * dim), nn.Linear(heads * dim, width)
+        self.table = nn.Parameter(torch.randn(2 * tokens - 1, heads))
+        place = torch.arange(tokens)
+        self.register_buffer("index", place[:, None] - place[None] + tokens - 1)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.table[self.index.view(-1)].view(self.tokens, self.tokens, -1).permute(2, 0, 1)
+        scores = q @ k.transpose(-2, -1) * self.dim**-0.5 + bias.unsqueeze(0)
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))

@@ -29,7 +29,8 @@ from workers.context import Context
 from workers.lease import Cancelled, Ending, Lease, block_sigterm
 from workers.passes import Outcome, Waits, apply
 from workers.report import Report
-from workers.turn import Turn, start_trials
+from workers.search.watching import watched
+from workers.turn import Turn
 
 log = logging.getLogger("enginesmith.run")
 
@@ -66,12 +67,12 @@ def take_turn(parts: Parts, id: str, attempt: int, delivered: str | None = None)
     turn = Turn(parts.settings, parts.catalog, parts.queue, parts.process, delivered)
     job = turn.begin(id, attempt)
     while job is not None:
-        done = run_one(job, parts)
+        done = run_one(job, parts, turn)
         job = turn.after(done) if done is not None else None
     turn.close()
 
 
-def run_one(job: Job, parts: Parts) -> Job | None:
+def run_one(job: Job, parts: Parts, turn: Turn) -> Job | None:
     """Does a job that is running, or a step of it. Gives the job as it is then; None when this process lost it."""
     settings, catalog = parts.settings, parts.catalog
     scratch = settings.scratch / "jobs" / f"{job.id}-{job.attempt}"
@@ -82,7 +83,7 @@ def run_one(job: Job, parts: Parts) -> Job | None:
     ):
         lease.on_cancel = lambda: _cancelled(parts, job, span)
         try:
-            return _attempt(job, parts, lease)
+            return _attempt(job, parts, lease, turn)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -106,13 +107,13 @@ def _cancelled(parts: Parts, job: Job, span: tracing.Span | None) -> None:
         tracing.stop(0.5)
 
 
-def _attempt(job: Job, parts: Parts, lease: Lease) -> Job | None:
+def _attempt(job: Job, parts: Parts, lease: Lease, turn: Turn) -> Job | None:
     catalog = parts.catalog
     report = Report(catalog, job.id, job.attempt)
     try:
         outcome = _work(job, parts, report, lease)
         if isinstance(outcome, Waits):
-            start_trials(catalog, parts.queue, parts.settings, job, outcome.trials)
+            turn.start(job, outcome.trials)
             report.close()
             lease.settle()
             return _park(job, parts, outcome)
@@ -186,7 +187,7 @@ def _work(job: Job, parts: Parts, report: Report, lease: Lease) -> tuple[Result,
     threads = settings.threads or os.cpu_count() or 1
     seed = int(getattr(spec, "seed", 0) or 0)
     ctx = Context(job, settings, artifacts, catalog, report, scratch, threads, _device(spec, job), seed)
-    outcome = parts.apply(spec, ctx)
+    outcome = watched(spec, ctx, parts.apply) if job.kind == "trial" else parts.apply(spec, ctx)
     if isinstance(outcome, Waits):
         return outcome
     done: dict[str, Any] = {"progress": {"done": 1, "total": 1, "unit": "", "eta_s": 0}}

@@ -14,11 +14,11 @@ from app import tracing
 from app.domain.records import Job, now
 from app.domain.specs import TrialSpec
 from app.errors import Internal, NotFound
-from app.observe import resident_bytes
+from app.memory import resident_bytes
 from app.queue import Queue
 from app.settings import MiB, Settings
 from app.storage.catalog import Catalog, Stale
-from app.trials import WAITING_KINDS, is_over
+from app.trials import WAITING_KINDS, is_over, stop_trials
 from workers.lease import Ending
 
 log = logging.getLogger("enginesmith.run")
@@ -38,6 +38,7 @@ class Turn:
         self._process, self._delivery = process, delivery
         self._began = time.monotonic()
         self._holds = False
+        self._mine: tuple[str, int] | None = None  # a trial on no queue, because this process is about to do it
 
     def begin(self, id: str, attempt: int) -> Job | None:
         """The job, running under a lease: from its start, or with its next step. None when it is not ours to begin."""
@@ -45,8 +46,8 @@ class Turn:
             job = self._catalog.brief(id)
             if job.due:
                 return self._catalog.trials.claim(id, attempt, self._settings.lease_s)
-            if job.parent and is_over(self._catalog, job.parent):  # whoever ended that one is about to end this one
-                self._catalog.moved(id, was={"queued"}, to="cancelled", attempt=attempt)
+            if job.parent and is_over(self._catalog, job.parent):
+                stop_trials(self._catalog, self._queue, job.parent)
                 return None
             return self._catalog.moved(
                 id, was={"queued"}, to="running", attempt=attempt, lease_s=self._settings.lease_s, started_at=now(),
@@ -55,6 +56,17 @@ class Turn:
         except (Stale, NotFound) as gone:
             log.info("job %s, attempt %d: not started: %s", id, attempt, gone.detail)
             return None
+
+    def start(self, parent: Job, trials: dict[str, dict[str, Any]]) -> None:
+        """Adds and enqueues the trials that a step asks for, but keeps one from the queue that this process does next:
+        a worker that is idle would else start another process for it. Raises Fenced, Internal."""
+        if self._mine is None and self._goes_on():
+            self._mine = self._queue.take(parent.id, parent.queue)  # those that wait come first
+        keep = self._mine is None and self._goes_on()
+        mine = self._mine[0] if self._mine else None
+        kept = start_trials(self._catalog, self._queue, self._settings, parent, trials, keep=keep, mine=mine)
+        if kept is not None:
+            self._mine = kept.id, kept.attempt
 
     def after(self, job: Job) -> Job | None:
         """What to do next, begun; None: nothing. A parent that is to be woken is woken, here or through the queue."""
@@ -68,9 +80,15 @@ class Turn:
                 self._queue.enqueue(due, front=True)
             elif (step := self._next(due.id, due.attempt)) is not None:
                 return step
+        if goes_on and self._mine is not None:
+            mine, self._mine = self._mine, None
+            if (trial := self._next(*mine)) is not None:
+                return trial
         return self._take(family, job.queue) if goes_on else None
 
     def close(self) -> None:
+        if self._mine is not None and (mine := self._catalog.brief(self._mine[0])).status == "queued":
+            self._queue.enqueue(mine)
         if self._holds and self._delivery:
             self._catalog.trials.let_go(self._delivery)
 
@@ -107,12 +125,21 @@ class Turn:
 
 
 def start_trials(
-    catalog: Catalog, queue: Queue, settings: Settings, parent: Job, trials: dict[str, dict[str, Any]]
-) -> None:
+    catalog: Catalog,
+    queue: Queue,
+    settings: Settings,
+    parent: Job,
+    trials: dict[str, dict[str, Any]],
+    *,
+    keep: bool = False,
+    mine: str | None = None,
+) -> Job | None:
     """Adds and enqueues the trials that a step asks for; those that there are already stay as they are.
 
+    keep: the first one that is new is given back instead of enqueued. mine: one that the caller took off the queue.
     Raises Fenced when this attempt at the parent may not ask any more, Internal for a name that cannot be one.
     """
+    kept: Job | None = None
     waiting: set[str] | None = None
     for name, asked in trials.items():
         if len(name) > 64 or not _NAME.fullmatch(name):
@@ -125,9 +152,13 @@ def start_trials(
             created_at=now(),
         )  # fmt: skip
         if catalog.trials.add(trial, parent.attempt):
-            queue.enqueue(trial)
+            if keep and kept is None:
+                kept = trial
+            else:
+                queue.enqueue(trial)
             continue
         waiting = queue.waiting() if waiting is None else waiting
         there = catalog.brief(trial.id)
-        if there.status == "queued" and there.id not in waiting:  # whoever added it died before
+        if there.status == "queued" and there.id not in waiting and there.id != mine:  # whoever added it died before
             queue.enqueue(there)
+    return kept

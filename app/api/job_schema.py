@@ -132,7 +132,7 @@ REPORT: dict[str, Any] = {
     "properties": {name: JOB["properties"][name] for name in _AGAIN}
     | {"result": RESULT, "verdict": RESULT["properties"]["verdict"], "report": FOUND},
 }
-_EXAMPLE: dict[str, Any] = {
+EXAMPLE: dict[str, Any] = {
     "id": "5f0c8e0e7f0b4e6f9d0a1b2c3d4e5f60",
     "kind": "prune",
     "spec": {"kind": "prune", "model": "digits@2", "dataset": "digits@1", "method": "channel", "amount": 0.5},
@@ -166,7 +166,7 @@ _EXAMPLE: dict[str, Any] = {
 
 def shown(why: str) -> dict[str, Any]:
     """A response that is one job."""
-    return {"description": why, "content": {"application/json": {"schema": JOB, "example": _EXAMPLE}}}
+    return {"description": why, "content": {"application/json": {"schema": JOB, "example": EXAMPLE}}}
 
 
 def listed(why: str) -> dict[str, Any]:

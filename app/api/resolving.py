@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from app.api.checking import compressing, optimizing, quantizing, searching, teaching
+from app.domain.compression import check_int8
 from app.domain.records import Dataset, Version, parse_ref
 from app.domain.specs import (
+    MENU,
     ConvertSpec,
     EvaluateSpec,
     ModelSpec,
@@ -37,7 +39,7 @@ class Resolved(NamedTuple):
 
 def resolve(spec: Spec, catalog: Catalog) -> Resolved:
     """Raises NotFound, Conflict and Unprocessable: what the job would otherwise fail with."""
-    assert isinstance(spec, ModelSpec)
+    assert isinstance(spec, ModelSpec | SearchSpec)
     if spec.wants_dataset() and spec.dataset is None:
         raise Unprocessable(
             _wants_dataset(spec),
@@ -45,6 +47,8 @@ def resolve(spec: Spec, catalog: Catalog) -> Resolved:
             hint="name a data set: POST /v1/datasets uploads one",
             errors=[{"loc": ["dataset"], "msg": "is required"}],
         )
+    if isinstance(spec, SearchSpec):
+        return _resolve_search(spec, catalog)
     version = _pick(spec.model, spec.needs, catalog, spec.model_dump()["kind"])
     dataset = _dataset(spec.dataset, catalog) if spec.dataset else None
     stored = teaching.exact(spec.model_dump(mode="json"), catalog)
@@ -56,16 +60,47 @@ def resolve(spec: Spec, catalog: Catalog) -> Resolved:
         stored["baseline"] = _pick(spec.baseline, "any", catalog, "evaluate", field="baseline").ref
     workers = catalog.live_workers()
     if isinstance(spec, ConvertSpec):
-        if spec.precision == "int8" and not (version.format == "onnx" and version.details.get("quantized")):
-            raise Conflict(
-                f"{version.ref} is not quantized, and int8 engines are built from quantized networks only",
-                code="not_quantized",
-                hint="run a job of kind 'quantize' for this target first, then convert what it makes",
-            )
+        check_int8(version.ref, version.parent, version.details.get("quantized"), spec.precision, spec.target)
         _check_shapes_named(spec, version)
         _check_target(spec, workers)
     warnings = _warnings(spec, version, dataset, catalog)
     return Resolved(stored, version.ref, dataset.ref if dataset else None, choose_queue(spec, workers), warnings)
+
+
+def _resolve_search(spec: SearchSpec, catalog: Catalog) -> Resolved:
+    """With `estimator`, `model` is what the winner will be called: there need be none of that name yet."""
+    workers = catalog.live_workers()
+    dataset = _dataset(str(spec.dataset), catalog)
+    if spec.estimator is not None:
+        if spec.model and parse_ref(spec.model)[1] is not None:
+            raise Unprocessable(
+                f"`model` is what the winner will be called, and its number will be the next free one: {spec.model}",
+                code="bad_model",
+                hint=f"say {parse_ref(spec.model)[0]!r}",
+                errors=[{"loc": ["model"], "msg": "is a name without a number here"}],
+            )
+        warnings = tuple(searching.check(spec, None, dataset, catalog))
+        return Resolved(spec.model_dump(mode="json"), None, dataset.ref, choose_queue(spec, workers), warnings)
+    first = searching.first_kind(spec)
+    version = _pick(str(spec.model), MENU[first].needs, catalog, f"a search whose chain begins with {first}")
+    check_fits(version, dataset)
+    warnings = _warnings(spec, version, dataset, catalog)
+    links = searching.links_of(spec)
+    if isinstance(links[0], PruneSpec | ShareSpec) and links[0].layers:
+        _check_layers(links[0].layers, version)
+    quantized = bool(version.details.get("quantized")) or any(isinstance(link, QuantizeSpec) for link in links)
+    for link in links:
+        if isinstance(link, ConvertSpec):
+            if link.precision == "int8" and not quantized:
+                raise Unprocessable(
+                    "the chain ends in an int8 engine, and nothing in it quantizes",
+                    code="not_quantized",
+                    hint="put a link of kind 'quantize' before it",
+                    errors=[{"loc": ["chain", len(links) - 1, "precision"], "msg": "needs a quantized network"}],
+                )
+            _check_target(link, workers)
+    stored = teaching.exact(spec.model_dump(mode="json"), catalog)
+    return Resolved(stored, version.ref, dataset.ref, choose_queue(spec, workers), warnings)
 
 
 def _warnings(spec: Spec, version: Version | None, dataset: Dataset | None, catalog: Catalog) -> tuple[str, ...]:
@@ -91,7 +126,10 @@ def choose_queue(spec: Spec, workers: list[dict[str, Any]]) -> str:
             return "cpu" if served and "gpu" not in served else "gpu"
         return "gpu" if served == {"gpu"} else "cpu"
     is_served = any("gpu" in w.get("queues", ()) for w in workers)
-    return "gpu" if spec.on_gpu and is_served else "cpu"
+    on_gpu = spec.on_gpu
+    if isinstance(spec, SearchSpec):  # its trials go where it goes
+        on_gpu = any(MENU[link["kind"]].on_gpu for link in spec.chain or ())
+    return "gpu" if on_gpu and is_served else "cpu"
 
 
 def usable(version: Version, needs: str) -> bool:
@@ -205,7 +243,8 @@ def check_fits(version: Version, dataset: Dataset) -> None:
     if len(inputs) != 1:
         names = ", ".join(t.name for t in inputs)
         raise _mismatch(
-            f"{version.ref} takes {len(inputs)} inputs ({names}), and a data set has one array", "leave out `dataset`"
+            f"{version.ref} takes {len(inputs)} inputs ({names}), and a data set has one array",
+            "leave out `dataset` where the job can do without: convert can",
         )
     tensor = inputs[0]
     taken = _row_shape(tensor.shape, tensor.batch_axis)

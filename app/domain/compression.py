@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from app.domain.spec import Layers, ModelSpec, Need, Target, Training
+from app.errors import Conflict
 
 DRY_RUN = Field(False, description="answers what could be done, and what it would give; changes and trains nothing")
 
@@ -70,23 +72,33 @@ class PruneSpec(ModelSpec):
 
 
 class ShareSpec(ModelSpec):
-    """Shares parameters: convolutions in groups, low-rank factors, palettes of weights."""
+    """Shares parameters: convolutions in groups, depthwise-separable or low-rank forms of layers, palettes of weights."""
 
     needs: ClassVar[Need] = "trainable"
     on_gpu: ClassVar[bool] = True
     kind: Literal["share"] = "share"
     method: Literal["grouped_conv", "depthwise_separable", "low_rank", "cluster"]
     layers: Layers | None = Field(None, description="names of layers; all that it can be done to unless given")
-    groups: int = Field(2, ge=2, le=4096, description="grouped_conv: how many groups")
+    groups: int = Field(
+        2,
+        ge=2,
+        le=4096,
+        description="grouped_conv: how many groups; layers whose channels they do not divide stay dense",
+    )
     permute: bool = Field(True, description="grouped_conv: choose which channels share a group; False: as they lie")
     solve: Literal["scale", "least_squares"] = Field(
         "least_squares",
-        description="what is done to the kept weights: one scale per channel, or least squares on activations",
+        description="what is fitted of the weights that are left, so that a layer's outputs on training rows come near "
+        "to what they were: one scale per output channel, or all of them by least squares. Needs a data set",
     )
-    ranks: Literal["energy", "vbmf"] = Field("energy", description="low_rank: how ranks are found")
+    ranks: Literal["energy", "vbmf"] = Field(
+        "energy", description="low_rank: ranks by energy, or by variational Bayes (Nakajima et al. 2013)"
+    )
     energy: float = Field(0.9, gt=0, le=1, description="low_rank: share of the squared singular values that stays")
-    clusters: int = Field(16, ge=2, le=256, description="cluster: weights in a layer's palette")
-    finetune: Training | None = Field(None, description="training afterwards")
+    clusters: int = Field(16, ge=2, le=256, description="cluster: different weights in a layer: its palette")
+    finetune: Training | None = Field(
+        None, description="training afterwards, by default with the version before as teacher"
+    )
     dry_run: bool = DRY_RUN
     seed: int = Field(0, ge=0, le=2**31 - 1)
 
@@ -102,9 +114,15 @@ class QuantizeSpec(ModelSpec):
     kind: Literal["quantize"] = "quantize"
     target: Target
     mode: Literal["ptq", "qat"] = "ptq"
-    calibration_samples: int = Field(300, ge=1, le=100_000, description="rows of the train split")
+    calibration_samples: int = Field(
+        300, ge=1, le=100_000, description="rows of the train split, drawn with `seed`; all of them where it has fewer"
+    )
     max_accuracy_drop: float | None = Field(
-        None, ge=0, le=1, description="on the validation split; layers that hurt more stay in higher precision"
+        None,
+        ge=0,
+        le=1,
+        description="on the validation split, against the float version; 0.01: one point. Where int8 loses more, the "
+        "layers that hurt most stay in higher precision; where nothing helps, the verdict is `rejected`",
     )
     finetune: Training | None = Field(None, description="qat: how to train; 3 epochs at lr 0.001 unless given")
     dry_run: bool = DRY_RUN
@@ -118,3 +136,34 @@ class QuantizeSpec(ModelSpec):
         if self.finetune is not None and self.mode == "ptq":
             raise ValueError("ptq trains nothing: `finetune` goes with mode 'qat'")
         return self
+
+
+_CPU: tuple[Target, ...] = ("openvino", "onnxruntime")
+_GPU: tuple[Target, ...] = ("tensorrt", "tensorrt_rtx")
+INT8_ENGINES: dict[str, tuple[Target, ...]] = {
+    "openvino": _CPU, "onnxruntime": _CPU, "tensorrt": (*_GPU, *_CPU), "tensorrt_rtx": (*_GPU, *_CPU),
+}  # fmt: skip
+"""What a file that was quantized for one target can be built for. TensorRT takes zero points of 0 only; the others take
+its files, too."""
+
+
+def check_int8(ref: str, parent: str | None, quantized: Mapping[str, Any] | None, precision: str, target: str) -> None:
+    """quantized: `details.quantized` of the version. Raises Conflict where no such engine can be built of it."""
+    if precision == "int8" and not quantized:
+        raise Conflict(
+            f"{ref} is not quantized, and int8 engines are built from quantized networks only",
+            code="not_quantized",
+            hint=f"run a job of kind 'quantize' for {target} first, then convert what it makes",
+        )
+    if quantized and precision != "int8":
+        raise Conflict(
+            f"{ref} is quantized: engines of it are int8, not {precision}",
+            code="already_quantized",
+            hint=f'say "precision": "int8", or convert {parent or "the version it was made from"}',
+        )
+    if quantized and target not in INT8_ENGINES.get(str(quantized["target"]), ()):
+        raise Conflict(
+            f"{ref} was quantized for {quantized['target']}, and {target} does not take such scales",
+            code="quantized_for_another_target",
+            hint=f'quantize {parent or "the version it was made from"} with "target": "{target}"',
+        )

@@ -70,7 +70,16 @@ class Training(Spec):
     loss: Literal["auto", "cross_entropy", "mse"] = Field(
         "auto", description="auto: cross entropy for classes, else MSE"
     )
-    amp: Literal["auto", "off", "bf16"] = Field("auto", description="bf16 autocast; auto: on a GPU only")
+    amp: Literal["auto", "off", "bf16"] = Field(
+        "auto",
+        description="bf16 autocast; auto: on a GPU, and on a CPU with instructions for it for networks of convolutions "
+        "from 2 million multiply-adds a picture that learn classes",
+    )
+    augment: Literal["none", "flip_crop"] = Field(
+        "none",
+        description="of pictures: flip_crop mirrors half of them and moves each by up to an eighth of its side; "
+        "not where left and right differ in meaning, as in digits",
+    )
     early_stopping: int | None = Field(
         None, ge=1, description="epochs without a better validation figure before it ends"
     )

@@ -19,7 +19,9 @@ class Range(Spec):
     high: float
     log: bool = False
     step: float | None = Field(None, gt=0)
-    type: Literal["float", "int"] | None = Field(None, description="int where low, high and step are whole, else float")
+    type: Literal["float", "int"] | None = Field(
+        None, description="unless given: int where low, high and step are whole and the field takes whole numbers alone"
+    )
 
     @model_validator(mode="after")
     def _bounds_fit(self) -> Self:
@@ -28,6 +30,13 @@ class Range(Spec):
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("a logarithmic range starts above 0 and has no step")
         return self
+
+
+class Aim(Spec):
+    """One thing to make better. Every figure has a direction of its own; this is for the other one."""
+
+    metric: str = Field(description="quality, accuracy, r2, loss, latency_ms, throughput, parameters, macs, bytes, …")
+    direction: Literal["maximize", "minimize"] | None = None
 
 
 Choices = Annotated[list[Any], Field(min_length=1, max_length=10_000)]
@@ -57,10 +66,22 @@ class SearchSpec(Spec):
         "A list of choices, or a range",
     )
     sampler: Sampler = "tpe"
-    trials: int | None = Field(None, ge=1, le=100_000, description="grid: all of the grid unless given; else 20")
+    trials: int | None = Field(
+        None, ge=1, le=100_000, description="grid: all of the grid unless given, and never more; else 20"
+    )
     parallel: int = Field(4, ge=1, le=256, description="trials at a time")
-    objectives: list[str] = Field(["quality"], min_length=1, max_length=5)
-    pruner: Literal["none", "median", "asha", "hyperband", "halving"] = "none"
+    objectives: list[str | Aim] = Field(
+        ["quality"],
+        min_length=1,
+        max_length=5,
+        description="quality (accuracy or r2, on the validation split), loss, latency, throughput, parameters, macs, "
+        "size, sparsity; several give a Pareto front, and the first of them chooses from it",
+    )
+    pruner: Literal["none", "median", "asha", "hyperband", "halving"] = Field(
+        "none",
+        description="ends trials early that lag behind, by the validation figure of each epoch; halving: of an "
+        "estimator, rounds with more and more rows for fewer and fewer candidates",
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1)
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ _SIGNS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
 _INK, _FAINT = "#010203", "#040506"
 # Inches. matplotlib's points become the drawing's units: 288 across, about what a phone has, so text keeps its size.
 _WIDTH, _HEIGHT, _ROW = 4.0, 2.7, 0.19
-_MOST_NAMES, _MOST_LABELS = 80, 12
+_MOST_NAMES, _MOST_LABELS = 80, 6
 _STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "enginesmith", "text.parse_math": False, "font.size": 9,
     "axes.labelsize": 9, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "text.color": _INK, "axes.labelcolor": _INK,
@@ -100,7 +100,7 @@ def _points(axes: Axes, figure: Figure) -> None:
         )  # fmt: skip
         if series.labels is not None and i in named:
             for x, y, label in zip(series.x, series.y, series.labels, strict=True):
-                axes.annotate(_short(label, 18), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7.5)
+                axes.annotate(_cut(label), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7.5)
 
 
 def _named(figure: Figure) -> set[int]:
@@ -167,7 +167,7 @@ def _scale(axes: Axes, figure: Figure, lying: bool) -> None:
     axes.set_xlabel(across.label)
     axes.set_ylabel(up.label)
     for axis, which in ((across, "x"), (up, "y")):
-        if axis.log and _all_above_zero(figure, axis):
+        if axis.log and _spans(figure, axis):
             getattr(axes, f"set_{which}scale")("log")
             drawn = axes.xaxis if which == "x" else axes.yaxis
             # matplotlib's own labels are in TeX.
@@ -184,7 +184,7 @@ def _scale(axes: Axes, figure: Figure, lying: bool) -> None:
             axes.set_ylim(len(figure.names) - 0.4, -0.6)
     elif figure.kind == "lines" and not figure.x.log and all(x == int(x) for s in figure.series for x in s.x):
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    elif not figure.x.log and figure.kind != "intervals":
+    elif axes.get_xscale() == "linear" and figure.kind != "intervals":
         axes.xaxis.set_major_locator(MaxNLocator(6))
 
 
@@ -204,8 +204,10 @@ def _mark(axes: Axes, figure: Figure) -> None:
             )  # fmt: skip
 
 
-def _all_above_zero(figure: Figure, axis: Axis) -> bool:
-    return all(v > 0 for s in figure.series for v in (s.x if axis is figure.x else s.y) if math.isfinite(v))
+def _spans(figure: Figure, axis: Axis) -> bool:
+    """Whether logarithms are of use: all above zero, and the largest thrice the smallest."""
+    values = [v for s in figure.series for v in (s.x if axis is figure.x else s.y) if math.isfinite(v)]
+    return min(values, default=0) > 0 and max(values) >= 3 * min(values)
 
 
 def _spacing(figure: Figure) -> float | None:
@@ -219,6 +221,10 @@ def _reach(series: Series, *, low: bool, of_x: bool = False) -> list[float]:
     ends = (series.low if low else series.high) or []
     found = (m - e if low else e - m for m, e in zip(middles, ends, strict=True))
     return [max(0.0, r) if math.isfinite(r) else 0.0 for r in found]
+
+
+def _cut(text: str, most: int = 20) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _short(text: str, most: int) -> str:

@@ -4,7 +4,8 @@
  "series": [{"name", "x": […], "y": […], "low"?: […], "high"?: […], "labels"?: […], "line"?: bool}],
  "marks"?: [{"axis": "x" | "y", "at": number, "label"}], "note"?}
 
-bars: x may be names. histogram: x are the samples; with y the middles of bins, or their edges where there is one more.
+bars: x may be names, or `labels` are. histogram: x are the samples; with y the middles of bins, or their edges
+where there is one more.
 intervals: one row per point, named by `labels`, from low over x to high. marks: lines that a reader compares with.
 """
 
@@ -79,6 +80,8 @@ def read(given: Any) -> Figure:
     if kind not in KINDS:
         raise Unreadable(f"kind is one of {', '.join(KINDS)}, not {str(kind)[:40]!r}")
     raw = [s for s in _list(given.get("series")) if isinstance(s, Mapping)]
+    if kind == "bars":
+        raw = [_labelled(s) for s in raw]
     names = _names(raw) if kind != "intervals" else None
     series = [_series(s, kind, names, i) for i, s in enumerate(raw[:MOST_SERIES])]
     series = [s for s in series if s.x]
@@ -128,6 +131,12 @@ def table(figure: Figure) -> list[dict[str, Any]]:
                     row[name] = values[i]
             rows.append(row)
     return rows
+
+
+def _labelled(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Bars at 0, 1, 2 … that `labels` name are bars at those names."""
+    labels, x = _list(raw.get("labels")), _list(raw.get("x"))
+    return {**raw, "x": labels, "labels": None} if labels and len(labels) == len(x) else raw
 
 
 def _names(raw: Sequence[Mapping[str, Any]]) -> list[str] | None:

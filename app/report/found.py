@@ -21,7 +21,9 @@ def figures(job: Mapping[str, Any], made: Mapping[str, Any] | None) -> list[Give
     report = result.get("report") or {}
     found = [*difference(report), *curves(job.get("history") or [])]
     found += [*layers(report, made), *channels(report), *latencies(report, made)]
-    return found
+    own = report.get("figures")
+    drawn = {f.get("title") for f in own if isinstance(f, Mapping)} if isinstance(own, list) else set()
+    return [figure for figure in found if figure["title"] not in drawn]
 
 
 def difference(report: Mapping[str, Any]) -> list[Given]:
@@ -132,25 +134,7 @@ def latencies(report: Mapping[str, Any], made: Mapping[str, Any] | None) -> list
     span = [t["p50_ms"] for _, t in rows]
     found = _bars("Latency by batch", "ms per run", series)
     found["y"]["log"] = max(span) > 20 * min(span) > 0
-    return [found, *_spread(rows)]
-
-
-def _spread(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Given]:
-    """Histograms of the runs, where they were kept."""
-    found = []
-    for where, timed in rows[:4]:
-        spread = timed.get("spread")
-        if isinstance(spread, Mapping) and isinstance(spread.get("counts"), list):
-            found.append(
-                {
-                    "title": f"Latency of single runs: {where}",
-                    "kind": "histogram",
-                    "x": {"label": "ms"},
-                    "y": {"label": "runs"},
-                    "series": [{"name": where, "x": spread.get("edges_ms"), "y": spread["counts"]}],
-                }
-            )
-    return found
+    return [found]
 
 
 def _timed(given: Any) -> list[Mapping[str, Any]]:

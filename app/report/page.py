@@ -33,7 +33,7 @@ def page(given: Mapping[str, Any], draw: Draw | None = None, key: Key | None = N
     parts = [
         f"<h1>{escape(title)}</h1>",
         sections.facts(job),
-        _section("Verdict", sections.verdict(job)),
+        _section("Verdict" if sections.word(job) else "Accuracy", sections.verdict(job)),
         _section("Error", sections.error(job)),
         _section("What to know", sections.notes(job)),
         _section("Before and after", sections.changes(job, source, made)),

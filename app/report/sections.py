@@ -8,12 +8,26 @@ from datetime import datetime
 from html import escape
 from typing import Any
 
+from app.domain.specs import MENU
 from app.report import tables, words
 
 Told = Mapping[str, Any]
 # Fields of a report that sections of their own show, or figures.
-_ELSEWHERE = frozenset({"figures", "notes", "verdict", "told", "difference", "max_accuracy_drop", "samples_needed"})
+_ELSEWHERE = frozenset(
+    (
+        "figures",
+        "notes",
+        "verdict",
+        "told",
+        "difference",
+        "max_accuracy_drop",
+        "samples_needed",
+        "quality_change",
+        "recipe",
+    )
+)
 MOST_NODES = 300
+_TITLES = {"table": "Everything that was tried", "front": "The front, on the test split", "cv_results": "Candidates"}
 
 
 def facts(job: Told) -> str:
@@ -21,7 +35,9 @@ def facts(job: Told) -> str:
     rows = {
         "status": job.get("status"), "model": job.get("model"), "data set": job.get("dataset"),
         "made": result.get("model") if result.get("model") != job.get("model") else None,
-        "verdict": result.get("verdict"), "took": _took(job), "attempt": job.get("attempt"),
+        "verdict": result.get("verdict"), "took": _took(job),
+        # Each step of a search or an optimize job is an attempt, and no second try.
+        "attempt": None if job.get("kind") in ("search", "optimize") else job.get("attempt"),
         "phase": None if job.get("finished_at") else job.get("phase"), "trial of": job.get("parent"),
         "from the cache": "yes" if job.get("cache_hit") else None,
         "started": _when(job.get("started_at")), "finished": _when(job.get("finished_at")),
@@ -32,16 +48,23 @@ def facts(job: Told) -> str:
     return f"<dl>{shown}</dl>"
 
 
+def word(job: Told) -> str | None:
+    """accepted, rejected, unproven; None where nothing was judged."""
+    result = job.get("result") or {}
+    found = result.get("verdict") or words.judged(result.get("report") or {})["verdict"]
+    return str(found) if found else None
+
+
 def verdict(job: Told) -> str:
     result = job.get("result") or {}
     report = result.get("report") or {}
-    found = words.judged(report)
-    word = result.get("verdict") or found["verdict"]
-    told = words.verdict(report, word, result.get("model") or job.get("model"))
+    said = word(job)
+    model, source = result.get("model") or job.get("model"), job.get("model")
+    told = words.verdict(report, said, model, source if source != model else None)
     if not told:
         return ""
     first, rest = told[0], told[1:]
-    kind = word if word in ("accepted", "rejected", "unproven") else ""
+    kind = said if said in ("accepted", "rejected", "unproven") else ""
     rest_told = "".join(f"<p>{escape(line)}</p>" for line in rest)
     return f'<div class="verdict {kind}"><strong>{escape(first)}</strong>{rest_told}</div>'
 
@@ -86,7 +109,7 @@ def changes(job: Told, source: Told | None, made: Told | None) -> str:
 def found(job: Told) -> str:
     """The rest of the report, as it is."""
     report = (job.get("result") or {}).get("report") or {}
-    rest = {k: v for k, v in report.items() if k not in _ELSEWHERE and not _is_pair(v)}
+    rest = {k: v for k, v in report.items() if k not in _ELSEWHERE and not _is_pair(v) and not _is_half(k, report)}
     rest = {k: v for k, v in rest.items() if v is not None and v not in ([], {})}
     parts = []
     flat = {k: v for k, v in rest.items() if not isinstance(v, Mapping | list)}
@@ -95,7 +118,7 @@ def found(job: Told) -> str:
     for name, held in rest.items():
         if name not in flat:
             many = isinstance(held, Mapping | list) and len(held) > 30
-            title = escape(name.replace("_", " ").capitalize())
+            title = escape(_TITLES.get(name) or name.replace("_", " ").capitalize())
             shown = tables.value(held)
             folded = f"<details><summary>{title} ({len(held)})</summary>{shown}</details>"
             parts.append(folded if many else f"<h3>{title}</h3>{shown}")
@@ -159,7 +182,13 @@ def recipe(given: Told | None, made: str | None) -> str:
 
 
 def _fields(spec: Told) -> str:
-    told = {k: json.dumps(v, ensure_ascii=False) for k, v in spec.items() if k != "kind" and v is not None}
+    menu = MENU.get(str(spec.get("kind")))
+    usual = {name: field.default for name, field in menu.model_fields.items()} if menu else {}
+    told = {
+        k: json.dumps(v, ensure_ascii=False)
+        for k, v in spec.items()
+        if k != "kind" and v is not None and v != usual.get(k)
+    }
     return "  ".join(f"{k}={v}" for k, v in told.items())
 
 
@@ -187,6 +216,12 @@ def _took(job: Told) -> str | None:
         return None
     begun, ended = (datetime.fromisoformat(t.replace("Z", "+00:00")) for t in (started, finished))
     return words.seconds(max(0.0, (ended - begun).total_seconds()))
+
+
+def _is_half(name: str, report: Told) -> bool:
+    """quality_before beside quality_after."""
+    stem = name.removesuffix("_before").removesuffix("_after")
+    return stem != name and f"{stem}_before" in report and f"{stem}_after" in report
 
 
 def _is_pair(held: Any) -> bool:

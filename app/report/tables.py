@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from app.report.words import figure
+from app.report.words import brief, figure
 
 MOST_ROWS, MOST_COLUMNS, DEEPEST = 1000, 40, 6
 _VERDICTS = frozenset({"accepted", "rejected", "unproven", "succeeded", "failed", "cancelled"})
@@ -17,6 +17,8 @@ def value(given: Any, depth: int = 0) -> str:
     if isinstance(given, Mapping):
         if not given:
             return "–"
+        if depth and (told := brief(given)) is not None:
+            return escape(told)
         return named(given, depth) if depth < DEEPEST else escape(str(given)[:500])
     if isinstance(given, list | tuple):
         return _sequence(given, depth)
@@ -40,7 +42,8 @@ def named(rows: Mapping[str, Any], depth: int = 0, caption: str = "") -> str:
 
 def table(rows: Sequence[Mapping[str, Any]], depth: int = 0, caption: str = "") -> str:
     """One line per record, one column for each name that any of them has."""
-    columns = list(dict.fromkeys(str(name) for row in rows for name in row))[:MOST_COLUMNS]
+    names = dict.fromkeys(str(name) for row in rows for name in row)
+    columns = [n for n in names if any(row.get(n) not in (None, "", [], {}) for row in rows)][:MOST_COLUMNS]
     head = "".join(f'<th scope="col">{escape(name.replace("_", " "))}</th>' for name in columns)
     body = "".join(
         "<tr>" + "".join(_cell(row.get(name, ""), max(depth, DEEPEST - 2)) for name in columns) + "</tr>"
@@ -53,26 +56,47 @@ def table(rows: Sequence[Mapping[str, Any]], depth: int = 0, caption: str = "") 
 def _sequence(given: Sequence[Any], depth: int) -> str:
     if not given:
         return "–"
+    if depth and all(isinstance(v, Mapping) and brief(v) for v in given):
+        return "<br>".join(value(v, depth) for v in given[:20])
     if all(isinstance(v, Mapping) for v in given) and depth < DEEPEST:
         return table(given, depth + 1)
     if any(isinstance(v, Mapping | list | tuple) for v in given) and depth < DEEPEST:
         return "".join(f"<div>{value(v, depth + 1)}</div>" for v in given[:200])
-    if depth == 0 or any(isinstance(v, str) and len(v) > 40 for v in given):
+    if any(isinstance(v, str) and len(v) > 40 for v in given):
         return "".join(f"<div>{value(v, depth + 1)}</div>" for v in given[:200])
     shown = ", ".join(figure(v) for v in given[:200])
     return escape(shown + (f", … ({len(given)} in all)" if len(given) > 200 else ""))
 
 
 def _cell(held: Any, depth: int) -> str:
+    if isinstance(held, Mapping) and depth >= DEEPEST - 2 and 0 < len(held) <= 12:
+        return f"<td>{escape(_inline(held))}</td>"
     number = isinstance(held, int | float) and not isinstance(held, bool)
     return f'<td class="n">{value(held)}</td>' if number else f"<td>{value(held, depth + 1)}</td>"
+
+
+def _inline(record: Mapping[str, Any]) -> str:
+    """A record in one cell: lr = 0.1, momentum = 0.9."""
+    if (whole := brief(record)) is not None:
+        return whole
+    told = [brief(v) or f"({_inline(v)})" if isinstance(v, Mapping) else figure(v) for v in record.values()]
+    return ", ".join(f"{name} = {text}" for name, text in zip(record, told, strict=True))
 
 
 def _alike(records: Sequence[Mapping[str, Any]]) -> bool:
     """Whether they are worth columns: few fields, which most of them share."""
     columns = {name for record in records for name in record}
-    flat = all(not isinstance(v, Mapping | list) for record in records for v in record.values())
-    return flat and len(columns) <= 8 and 2 * min(map(len, records)) >= len(columns)
+    flat = all(_is_flat(v) for record in records for v in record.values())
+    return flat and len(columns) <= 12 and 2 * min(map(len, records)) >= len(columns)
+
+
+def _is_flat(held: Any, depth: int = 0) -> bool:
+    """Whether it fits a cell."""
+    if isinstance(held, list):
+        return all(isinstance(v, Mapping) and brief(v) is not None for v in held)
+    if isinstance(held, Mapping) and brief(held) is None:
+        return depth < 2 and all(_is_flat(v, depth + 1) for v in held.values())
+    return True
 
 
 def _wrapped(inside: str, depth: int, caption: str) -> str:

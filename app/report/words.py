@@ -42,9 +42,27 @@ def seconds(value: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def verdict(report: Mapping[str, Any], said: str | None, model: str | None) -> list[str]:
-    """The verdict as sentences, with the figures it rests on; nothing where there is neither."""
-    found = judged(report)
+def brief(record: Mapping[str, Any]) -> str | None:
+    """A figure with its interval, a ratio with its spread, a latency: in one line. None for what is none of these."""
+    low, high = record.get("low"), record.get("high")
+    if _number(low) and _number(high):
+        if _number(record.get("value")):
+            name = f"{record['name']} " if isinstance(record.get("name"), str) else ""
+            return f"{name}{record['value']:.4f} [{low:.4f}, {high:.4f}]"
+        if _number(record.get("difference")):
+            in_points = record.get("name", "accuracy") == "accuracy"
+            return f"{signed(record['difference'], in_points)} [{signed(low, in_points)}, {signed(high, in_points)}]"
+        if _number(record.get("ratio")):
+            return f"{record['ratio']:.2f}× [{low:.2f}, {high:.2f}]"
+    if _number(record.get("p50_ms")) and "batch" in record:
+        return f"{figure(record['p50_ms'])} ms at batch {record['batch']}"
+    return None
+
+
+def verdict(report: Mapping[str, Any], said: str | None, model: str | None, baseline: str | None = None) -> list[str]:
+    """The verdict as sentences, with the figures it rests on; nothing where there is neither. baseline: what `model`
+    was made from, for reports that do not say what they compare with."""
+    found = {"baseline": baseline} | judged(report)
     word = said or found.get("verdict")
     told = [_OPENING[word]] if word in _OPENING else []
     difference = found.get("difference")
@@ -63,9 +81,14 @@ def verdict(report: Mapping[str, Any], said: str | None, model: str | None) -> l
 
 
 def judged(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a verdict, wherever in a report they lie: beside the others, or together under `verdict`."""
-    nested = report.get("verdict")
-    found = dict(report) | (dict(nested) if isinstance(nested, Mapping) else {})
+    """The fields of a verdict, wherever in a report they lie: beside the others, together under `verdict` or `guard`,
+    or as the bare change of quality that a pass has measured."""
+    found = dict(report)
+    for name in ("guard", "verdict"):
+        if isinstance(nested := report.get(name), Mapping):
+            found |= nested
+    if not isinstance(found.get("difference"), Mapping):
+        found["difference"] = report.get("quality_change")
     if not isinstance(found.get("verdict"), str):
         found["verdict"] = None
     return found
@@ -78,7 +101,8 @@ def _difference(found: Mapping[str, Any], difference: Mapping[str, Any], model: 
         baseline = baseline.get("model") or baseline.get("name")
     other = str(baseline or "its baseline")
     n = difference.get("n")
-    rows = f" on the same {figure(n)} samples" if _number(n) else ""
+    split = f" of the {found['split']} split" if isinstance(found.get("split"), str) else ""
+    rows = f" on the same {figure(n)} samples{split}" if _number(n) else ""
     value = float(difference["difference"])
     told = [f"{model or found.get('model') or 'It'} is {_change(value, in_points)} than {other}{rows}."]
     if value == 0:

@@ -22,6 +22,8 @@ from app.runtimes._refusals import first_words, refused_graph, refused_run
 
 SUFFIX = ".onnx"
 _MODEL = "model.onnx"
+# A graph is run as it is written. In fp16 the CPU has kernels for a part of the operators only, in bf16 for none.
+PRECISIONS = ("fp32", "int8")
 _SILENT = 4  # ONNX Runtime prints what it also raises
 
 
@@ -29,7 +31,7 @@ def available() -> Availability:
     """Found without importing the library."""
     if importlib.util.find_spec("onnxruntime") is None:
         return Availability(False, "ONNX Runtime is not installed: pip install 'enginesmith[app]'")
-    return Availability(True, precisions=("fp32",), version=importlib.metadata.version("onnxruntime"), device="cpu")
+    return Availability(True, precisions=PRECISIONS, version=importlib.metadata.version("onnxruntime"), device="cpu")
 
 
 def build(source: Path, folder: Path, options: BuildOptions, progress: Callable[[float, str], None]) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def build(source: Path, folder: Path, options: BuildOptions, progress: Callable[
             code="unsupported_source",
             hint="convert to openvino instead, or export the model to ONNX",
         )
-    if options.precision not in ("fp32", "int8"):
+    if options.precision not in PRECISIONS:
         raise Unprocessable(
             f"ONNX Runtime on a CPU has no precision {options.precision}: it runs a graph as it is written",
             code="unsupported_precision",

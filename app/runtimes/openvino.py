@@ -24,6 +24,7 @@ from app.runtimes._slots import Buffers, Room
 SUFFIX = ".xml"
 _MODEL = "model.xml"
 # OpenVINO's own default on CPUs with bf16 is bf16: fp32 has to be asked for.
+_LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
@@ -31,7 +32,7 @@ def available() -> Availability:
     """Found without importing the library, which takes half a second."""
     if importlib.util.find_spec("openvino") is None:
         return Availability(False, "OpenVINO is not installed: pip install 'enginesmith[app]'")
-    precisions = ("fp32", "bf16") if _cpu.has_bf16() else ("fp32",)
+    precisions = ("fp32", "bf16", "int8") if _cpu.has_bf16() else ("fp32", "int8")
     return Availability(True, precisions=precisions, version=importlib.metadata.version("openvino"), device="cpu")
 
 
@@ -204,10 +205,24 @@ class _Engine:
                 if not self.closed:
                     self._free.append(slot)
 
+    def executed(self) -> dict[str, str]:
+        """Name of every convolution and matrix product → the precision it is computed in, as in `i8`, `u8`, `f32`."""
+        found = {}
+        for op in self._compiled.get_runtime_model().get_ops() if self._compiled is not None else ():
+            about = op.get_rt_info()
+            if _told(about, "layerType") in _LAYERS:
+                names = _told(about, "originalLayersNames") or op.get_friendly_name()
+                found[names.split(",")[0].removesuffix("/WithoutBiases")] = _told(about, "runtimePrecision")
+        return found
+
     def close(self) -> None:
         self.closed = True
         self._compiled = None
         self._free.clear()
+
+
+def _told(about: Any, key: str) -> str:
+    return str(about[key].astype(str)) if key in about else ""
 
 
 def _library() -> Any:

@@ -16,6 +16,7 @@ from app.storage.catalog import Catalog
 
 MANIFEST = "manifest.json"
 TOMBSTONE = "tombstone.json"
+TRIALS_KEPT_S = 7 * 24 * 3600.0
 
 
 def put_files(artifacts: Artifacts, folder: Path, prefix: str) -> tuple[dict[str, str], int]:
@@ -152,6 +153,30 @@ def sweep(artifacts: Artifacts, catalog: Catalog, older_than_s: float) -> int:
             if mine and at < before and holder not in named and key not in uploads and job not in open_ids:
                 artifacts.delete(key)
                 gone += 1
+    return gone + _sweep_trials(artifacts, catalog)
+
+
+def _sweep_trials(artifacts: Artifacts, catalog: Catalog) -> int:
+    """What trials have kept, a week after, while no job is open that may count on it; and journals of searches."""
+    before = datetime.now(UTC) - timedelta(seconds=TRIALS_KEPT_S)
+    for id in catalog.trials.studies():
+        try:
+            ended = catalog.brief(id).finished_at
+        except NotFound:
+            ended = "1970-01-01T00:00:00Z"
+        if ended is not None and datetime.fromisoformat(ended) < before:
+            catalog.trials.drop_study(id)
+    if any(job.kind in ("search", "optimize", "trial") for job in catalog.open_jobs()):
+        return 0
+    held: dict[str, list[tuple[str, datetime]]] = {}
+    for key, at in artifacts.entries("trials"):
+        held.setdefault(key.split("/")[1], []).append((key, at))
+    gone = 0
+    for entries in held.values():
+        if max(at for _, at in entries) < before:
+            # What names the others goes first: nobody then finds half of it.
+            artifacts.delete(*sorted((key for key, _ in entries), key=lambda key: not key.endswith("/candidate.json")))
+            gone += len(entries)
     return gone
 
 

@@ -14,6 +14,7 @@ from app.storage.redis import PatientRedis
 
 ALL = "es:trials"
 _HELD_S = 30 * 24 * 3600
+_CURVES_S = 90 * 24 * 3600
 
 
 class Stale(Conflict):
@@ -125,6 +126,26 @@ class Trials:
     def forget_stopped(self, parent: str, id: str) -> None:
         self._redis.srem(_stopped(parent), id)
 
+    # How searches over the same have gone --------------------------------------------------------------------------
+
+    def note_curve(self, key: str, id: str, curve: dict[str, Any]) -> None:
+        """key: the content of what is searched. Kept for 90 days."""
+        self._redis.hset(f"es:searches:{key}", id, json.dumps(curve))
+        self._redis.expire(f"es:searches:{key}", _CURVES_S)
+
+    def curves(self, key: str) -> dict[str, dict[str, Any]]:
+        """By the job's id."""
+        return {id: json.loads(text) for id, text in sorted(self._redis.hgetall(f"es:searches:{key}").items())}
+
+    def drop_study(self, id: str) -> None:
+        """What the sampler of a search has written down: see workers.search.journal."""
+        for keys in _chunks(list(self._redis.scan_iter(f"{study_of(id)}:*", count=1000))):
+            self._redis.delete(*keys)
+
+    def studies(self) -> list[str]:
+        """The ids of searches whose journal is still there."""
+        return [key.split(":")[2] for key in self._redis.scan_iter("es:study:*:log_number", count=1000)]
+
     # What a process does that does several jobs ----------------------------------------------------------------------
 
     def hold(self, delivery: str, id: str, attempt: int) -> None:
@@ -138,6 +159,15 @@ class Trials:
 
     def let_go(self, delivery: str) -> None:
         self._redis.delete(f"es:held:{delivery}")
+
+
+def study_of(id: str) -> str:
+    """The prefix of a search's journal."""
+    return f"es:study:{id}"
+
+
+def _chunks(keys: list[str]) -> list[list[str]]:
+    return [keys[at : at + 500] for at in range(0, len(keys), 500)]
 
 
 def places(parent: str | None) -> tuple[str, str]:

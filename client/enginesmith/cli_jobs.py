@@ -62,9 +62,7 @@ def train(
     loss: Annotated[str | None, typer.Option(help="auto, cross_entropy, mse")] = None,
     amp: Annotated[str | None, typer.Option(help="auto, off, bf16")] = None,
     early_stopping: Annotated[int | None, typer.Option(help="epochs without a better validation figure")] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="a version of the same outputs whose answers are learnt too")
-    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="a version whose answers are learnt too")] = None,
     temperature: Annotated[float | None, typer.Option(help="softens the teacher's answers")] = None,
     alpha: Annotated[float | None, typer.Option(help="the teacher's share of the loss")] = None,
     from_scratch: Annotated[bool | None, typer.Option("--from-scratch", help="draw the weights anew")] = None,

@@ -19,6 +19,8 @@ def shown(told: State, job: Job) -> None:
         dry_run(told, report)
     else:
         told.say(str((job.result or Record()).get("model") or job.status))
+        if (job.result or Record()).get("verdict"):
+            told.err.print(f"verdict: {(job.result or Record())['verdict']}", markup=False, highlight=False)
         _notes(told, report)
 
 
@@ -36,8 +38,9 @@ def dry_run(told: State, report: Mapping[str, Any]) -> None:
             told.say(f"{name}: {_grouped(pair['before'])} → {_grouped(pair['after'])}{_ratio(pair)}")
     if report.get("estimate_s") is not None:
         told.say(f"it would take about {_seconds(float(report['estimate_s']))}")
-    if isinstance(report.get("table"), list):
-        table(told, report["table"])
+    for name in ("race", "designs"):
+        if report.get(name):
+            told.say(f"{name}: {', '.join(report[name]) if isinstance(report[name], Mapping) else report[name]}")
     _notes(told, report)
     told.say("a dry run: nothing was changed")
 
@@ -89,22 +92,27 @@ def optimized(told: State, job: Job) -> None:
 
 
 def searched(told: State, job: Job) -> None:
-    """The best that was found, the best trials, and what mattered."""
+    """The trials, the best of them, and what mattered."""
     report = _report(job)
-    trials = report.get("trials") or report.get("table") or report.get("results")
+    trials = report.get("cv_results") or report.get("history")
     if isinstance(trials, list) and trials:
         table(told, trials)
+        told.say("")
     best = report.get("best")
     params = report.get("best_params") or (best.get("params") if isinstance(best, Mapping) else None)
     if isinstance(params, Mapping):
-        told.say("best: " + "  ".join(f"{k}={_cell(v)}" for k, v in params.items()))
-    value = report.get("best_score", report.get("best_value"))
-    if value is not None:
-        told.say(f"score: {_cell(value)}")
+        told.say(f"best: {_cell(params)}")
+    if report.get("best_score") is not None:
+        told.say(f"score: {_cell(report['best_score'])}")
+    elif isinstance(best, Mapping) and isinstance(best.get("values"), Mapping):
+        told.say(f"values: {_cell(best['values'])}")
+    if isinstance(report.get("quality"), Mapping):
+        told.say(f"on the test split: {_quality(report['quality'])}")
     importances = report.get("importances")
-    if isinstance(importances, Mapping) and importances:
-        ranked = sorted(importances.items(), key=lambda item: -_weight(item[1]))
-        told.say("what mattered: " + "  ".join(f"{k} {_weight(v):.0%}" for k, v in ranked[:BEST] if _weight(v) >= 0))
+    for metric, found in importances.items() if isinstance(importances, Mapping) else ():
+        if isinstance(found, Mapping) and found:
+            ranked = sorted(found.items(), key=lambda item: -_weight(item[1]))
+            told.say(f"what mattered for {metric}: " + "  ".join(f"{k} {_weight(v):.0%}" for k, v in ranked[:BEST]))
     _notes(told, report)
     if (job.result or Record()).get("model"):
         told.say(str((job.result or Record()).get("model")))
@@ -204,6 +212,8 @@ def _cell(value: Any) -> str:
         return "yes" if value else ""
     if isinstance(value, int):
         return _grouped(value)
+    if isinstance(value, float) and abs(value) >= 1000:
+        return f"{value:,.0f}"
     if isinstance(value, Mapping):
         return " ".join(f"{k}={_cell(v)}" for k, v in value.items())
     if isinstance(value, list):
@@ -221,8 +231,10 @@ def _ratio(pair: Mapping[str, Any]) -> str:
 
 
 def _weight(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else -1.0
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _seconds(value: float) -> str:
+    if value < 1:
+        return "a second, or less"
     return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"

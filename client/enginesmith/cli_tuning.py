@@ -42,9 +42,7 @@ def search(
     sampler: Annotated[str | None, typer.Option(help="grid, random, tpe, gp, nsga2")] = None,
     trials: Annotated[int | None, typer.Option(help="how many; grid: all of it unless said")] = None,
     parallel: Annotated[int | None, typer.Option(help="trials at a time")] = None,
-    objective: Annotated[
-        list[str] | None, typer.Option(help="quality, latency_ms, parameters, …; again for more")
-    ] = None,
+    objective: Annotated[list[str] | None, typer.Option(help="quality, parameters, …; again for more")] = None,
     pruner: Annotated[str | None, typer.Option(help="none, median, asha, hyperband, halving")] = None,
     seed: Seed = None,
     more: Set = None,
@@ -115,9 +113,7 @@ def replay(
 def report(
     context: typer.Context,
     job: str,
-    html: Annotated[
-        Path | None, typer.Option(help="write the page with plots to this file; it needs nothing else")
-    ] = None,
+    html: Annotated[Path | None, typer.Option(help="a file for the page with plots; it needs nothing else")] = None,
 ) -> None:
     """What a job has found: JSON, or a page with plots."""
     told = state(context)

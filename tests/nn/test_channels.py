@@ -80,13 +80,6 @@ def test_simple_cnn_against_a_network_made_by_hand() -> None:
     assert norms[kept["conv2"]].mean() > norms.mean()
 
 
-def test_attention_that_reshapes_by_constants_is_left_alone() -> None:
-    found = thin(traced(nets.Attention), (torch.randn(2, 5, 6),), 0.5)
-    assert {n for n in found.before if found.before[n] != found.after[n]} == {"fc1"}
-    assert "matmul" in found.left_alone["qkv"]
-    assert "outputs" in found.left_alone["head"]
-
-
 def test_only_the_layers_that_are_named_lose_channels() -> None:
     found = thin(traced(nets.OptionA), (torch.randn(2, 3, 16, 16),), 0.5, layers=["blocks.1.conv1", "stem"])
     assert {n for n in found.before if found.before[n] != found.after[n]} == {"blocks.1.conv1"}
@@ -123,7 +116,7 @@ class Scaled(nn.Module):
 
     def forward(self, x):
         x = torch.relu(self.a(x))
-        x = x * (x.size(1) - 6)
+        x = x * (x[0].numel() - 6)
         return self.c(torch.relu(self.b(x)))
 
 
@@ -187,11 +180,31 @@ def test_output_layers() -> None:
     assert output_layers(Data(), (torch.randn(2, 4),)) == {"b"}
 
 
-def test_layers_inside_a_block_of_torchs_own_are_accounted_for() -> None:
-    block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    found = thin(
-        fx.symbolic_trace(nn.Sequential(nn.Linear(4, 8), block, nn.Linear(8, 2)).eval()), (torch.randn(2, 3, 4),), 0.5
-    )
-    assert not found.removed
-    assert found.left_alone.keys() == found.before.keys()
-    assert "TransformerEncoderLayer" in found.left_alone["1.linear1"]
+class Sized(Scaled):
+    def forward(self, x):
+        x = torch.relu(self.a(x))
+        return self.c(torch.relu(self.b(x * (x.size(1) - 6) / x.shape[-1])))
+
+
+def test_a_number_that_was_read_off_a_size_stays_that_number() -> None:
+    found = thin(traced(Sized), (torch.randn(2, 4),), 0.5)
+    assert (found.after["a"], found.after["b"]) == (4, 4)
+    assert "equal" in found.check
+
+
+def test_layers_inside_a_block_of_torchs_own_that_stays_one_are_accounted_for() -> None:
+    found = thin(traced(Keys), (torch.randn(2, 3, 8),), 0.5)
+    assert {n for n in found.before if found.before[n] != found.after[n]} == {"b"}
+    assert "MultiheadAttention uses it as one block: it attends to keys of its own" in found.left_alone["m.out_proj"]
+    assert "MultiheadAttention" in found.left_alone["a"]
+
+
+class Keys(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.m = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, add_bias_kv=True, batch_first=True)
+        self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.c(torch.relu(self.b(self.m(x, x, x)[0])))

@@ -92,3 +92,21 @@ def test_the_sweeper_takes_only_what_nothing_names(artifacts: Artifacts, catalog
     assert sweep(artifacts, catalog, older_than_s=-1) == 4
     assert set(artifacts.keys(made.folder)) == {f"{made.folder}/{f}" for f in made.files}
     assert set(artifacts.keys("models")) >= {"models/net/1/manifest.json"}
+
+
+def test_what_trials_kept_goes_after_a_week_unless_a_search_may_need_it(
+    artifacts: Artifacts, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("k/j-1/weights", "k/candidate.json"):
+        artifacts.put_bytes(b"", f"trials/{key}")
+    catalog.redis.set("es:study:gone:log_number", 0)
+    catalog.add(Job(id="s", kind="search", spec={"kind": "search"}, created_at=now()))
+    catalog.redis.set("es:study:s:log_number", 0)
+    assert sweep(artifacts, catalog, older_than_s=3600) == 0
+    assert catalog.trials.studies() == ["s"]  # whose job is there
+    monkeypatch.setattr("app.storage.registry.TRIALS_KEPT_S", -1.0)
+    assert sweep(artifacts, catalog, older_than_s=3600) == 0
+    catalog.moved("s", was={"queued"}, to="cancelled")
+    assert sweep(artifacts, catalog, older_than_s=3600) == 2
+    assert list(artifacts.keys("trials")) == []
+    assert catalog.trials.studies() == []

@@ -117,7 +117,7 @@ def _channels(spec: PruneSpec, net: Net, source: Version, data: Data | None, ctx
             net.module.cpu()
             if layers:
                 told["notes"].append(f"The statistics of {layers} batch-norm layers were taken anew on training rows.")
-        elif found.removed and norms:
+        elif found.removed and norms and not spec.dry_run:
             told["notes"].append(
                 "Batch norm keeps the statistics of the whole network: a data set would let them be taken anew."
             )

@@ -14,9 +14,10 @@ from torch import nn
 from app.domain.specs import Training
 from app.errors import Unprocessable
 from workers.context import Context
+from workers.nn.augment import augment_for
 from workers.nn.checkpoint import PERIOD_S, Checkpoints, Weights
 from workers.nn.data import Data
-from workers.nn.device import autocast, layout
+from workers.nn.device import autocast, bf16, layout
 from workers.nn.loss import distillation_for, loss_for
 from workers.nn.measure import between_steps
 from workers.nn.predict import eager, first, sensible_batch
@@ -92,11 +93,14 @@ def fit(
     """
     torch.manual_seed(plan.seed)
     order = torch.Generator().manual_seed(plan.seed)
-    device, amp = ctx.device, autocast(plan, ctx.device)
+    device = ctx.device
     format = layout(module.to(device), data, device)
     module.to(device, memory_format=format)  # type: ignore[call-overload]  # torch's stubs lack it
+    halved = bf16(module, data, plan, device)
+    amp = autocast(device, bf16=halved)
     loss_of = loss_for(module, data, plan, device)
     soft_loss_of = distillation_for(module, data, plan, device, teacher) if teacher is not None else None
+    augment = augment_for(data, plan)
     steps = len(data.train.cuts(plan.batch_size, lone_row=False))
     optimizer = optimizer_for(module, plan)
     schedule = schedule_for(optimizer, plan, steps)
@@ -114,7 +118,7 @@ def fit(
 
     with between_steps() as step_turn:
         if teacher is not None and epochs:
-            teacher.prepare(data, plan, ctx, step_turn)
+            teacher.prepare(data, plan, ctx, step_turn, bf16=halved)
         for epoch in epochs:
             began, lr = time.perf_counter(), group["lr"]
             loss_sum, soft_sum = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -124,6 +128,8 @@ def fit(
                 with step_turn:
                     x = x.to(device, memory_format=format, non_blocking=True)
                     y = y.to(device, non_blocking=True)
+                    if augment is not None:
+                        x = augment(x).to(memory_format=format)
                     with amp:
                         output = first(module(x))
                         loss = loss_of(output, y)
@@ -168,7 +174,7 @@ def fit(
 
     if best is not None:
         module.load_state_dict(best)
-    module.eval()
+    module.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # torch's stubs lack it
     return done
 
 

@@ -15,7 +15,7 @@ from app.domain.specs import Training
 from workers.context import Context
 from workers.net import Net, parameters
 from workers.nn.data import Data
-from workers.nn.device import autocast, cuda_devices
+from workers.nn.device import autocast, bf16, cuda_devices, layout
 from workers.nn.loss import loss_for
 from workers.nn.macs import macs
 from workers.nn.measure import between_steps
@@ -42,20 +42,22 @@ def training(net: Net, data: Data, plan: Training, ctx: Context, *, taught: bool
         step, look = _steps(net, data, plan, ctx)
         learning = _seconds_a_row(step, batch, ctx, turn)
         looking = _seconds_a_row(look, batch, ctx, turn)
-    asked = 0 if not taught or plan.alpha == 0 else n
+    asked = 0 if not taught or plan.alpha == 0 else n * (1 if plan.augment == "none" else plan.epochs)
     return plan.epochs * (n * learning + len(data.val) * looking) + asked * looking
 
 
 def _steps(net: Net, data: Data, plan: Training, ctx: Context) -> tuple[Callable[[int], None], Callable[[int], None]]:
     """A step of training, and a look without one, at so many rows."""
     module = copy.deepcopy(net.module).to(ctx.device)
+    format = layout(module, data, ctx.device)
+    module.to(memory_format=format)  # type: ignore[call-overload]  # torch's stubs lack it
     loss_of = loss_for(module, data, plan, ctx.device)
     optimizer = optimizer_for(module, plan)
-    amp = autocast(plan, ctx.device)
+    amp = autocast(ctx.device, bf16=bf16(module, data, plan, ctx.device))
 
     def rows(count: int) -> tuple[torch.Tensor, torch.Tensor]:
         x, y = data.train.take(torch.arange(count) % len(data.train))
-        return x.to(ctx.device), y.to(ctx.device)
+        return x.to(ctx.device, memory_format=format), y.to(ctx.device)
 
     def step(count: int) -> None:
         module.train()

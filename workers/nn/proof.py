@@ -84,7 +84,7 @@ def distance(module: nn.Module, wanted: nn.Module, inputs: Example) -> float:
     with torch.no_grad():
         try:
             wants = tensors(wanted(*(t.clone() for t in inputs)))
-        except RuntimeError:
+        except Exception:  # whatever a network's own forward raises
             return 0.0
         try:
             found = tensors(module(*(t.clone() for t in inputs)))

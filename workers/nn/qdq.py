@@ -16,8 +16,10 @@ from app.runtimes import _libraries
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # What moves numbers without computing any: int8 goes through.
 _MOVES = frozenset(
-    "Reshape Transpose Flatten Squeeze Unsqueeze MaxPool Slice Pad Concat Split Gather Expand Tile Identity "
-    "DepthToSpace SpaceToDepth Relu Clip".split()
+    (
+        *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Slice", "Pad", "Concat", "Split"),
+        *("Gather", "Expand", "Tile", "Identity", "DepthToSpace", "SpaceToDepth", "Relu", "Clip"),
+    )
 )
 # Per-channel scales came with 13; 17 is what every runtime here has long known.
 LEAST_OPSET, USUAL_OPSET = 13, 17
@@ -156,6 +158,12 @@ def uses_attention(model: Any) -> bool:
     users = _users(model.graph)
     soft = (n.output[0] for n in model.graph.node if n.op_type == "Softmax")
     return any(u.op_type == "MatMul" for tensor in soft for u in users.get(tensor, ()))
+
+
+def has_narrow_layers(model: Any) -> bool:
+    """Whether a convolution works in groups: with few weights to a sum, what rounding does to it does not cancel."""
+    groups = (a.i for n in model.graph.node if n.op_type == "Conv" for a in n.attribute if a.name == "group")
+    return any(group > 1 for group in groups)
 
 
 def _has(model: Any, *operators: str) -> bool:

@@ -31,10 +31,12 @@ Samples = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Pair:
-    """new: the layer whose weights are fitted. old: the one whose outputs it should give, in the network before."""
+    """new: the layer whose weights are fitted. old: the one whose outputs it should give, in the network before.
+    normed: a batch norm comes next, whose new statistics take care of the means."""
 
     new: str
     old: str
+    normed: bool = False
 
 
 class _Enough(Exception):
@@ -71,7 +73,9 @@ def refit(
         layer = module.get_submodule(pair.new)
         linear = _solvable(layer) if how == "least_squares" else False
         step = _least_squares if linear else _scale
-        found[pair.new] = step(layer, _batches(module, before, pair, rows, device, seed, linear), keep_zeros)
+        found[pair.new] = step(
+            layer, _batches(module, before, pair, rows, device, seed, linear), keep_zeros, pair.normed
+        )
         tell(done + 1)
     return found
 
@@ -123,7 +127,7 @@ def _reach(module: nn.Module, layer: nn.Module, x: torch.Tensor) -> torch.Tensor
         pass
     finally:
         handle.remove()
-    return caught[0].float()
+    return caught[0]
 
 
 def _outputs(layer: nn.Module, given: torch.Tensor, *, bias: bool = True) -> torch.Tensor:
@@ -135,11 +139,12 @@ def _outputs(layer: nn.Module, given: torch.Tensor, *, bias: bool = True) -> tor
             found = found.reshape(len(found), -1, found.shape[-1])
         else:
             found = found.flatten(2).transpose(1, 2)
-        return found if bias or not isinstance(own, torch.Tensor) else found - own
+        return (found if bias or not isinstance(own, torch.Tensor) else found - own).float()
 
 
 def _patches(layer: nn.Module, x: torch.Tensor, some: torch.Tensor | None) -> torch.Tensor:
     """What every output place is computed from: (samples, groups, unknowns), in the order of the weights."""
+    x = x.float()
     if isinstance(layer, nn.Linear):
         return _picked(x.reshape(-1, x.shape[-1]), some)[:, None]
     assert isinstance(layer, conv._ConvNd)
@@ -196,7 +201,7 @@ def _moments(x: torch.Tensor, y: torch.Tensor) -> _Moments:
     )  # fmt: skip
 
 
-def _least_squares(layer: nn.Module, samples: Samples, keep_zeros: bool) -> dict[str, Any]:
+def _least_squares(layer: nn.Module, samples: Samples, keep_zeros: bool, normed: bool) -> dict[str, Any]:
     bias = getattr(layer, "bias", None)
     weight = weight_of(layer)
     sums: dict[bool, _Moments] = {}
@@ -208,7 +213,7 @@ def _least_squares(layer: nn.Module, samples: Samples, keep_zeros: bool) -> dict
     look = every = learn
     if held_back is not None:
         look, every = held_back, learn + held_back
-    if isinstance(bias, torch.Tensor):
+    if isinstance(bias, torch.Tensor) or normed:
         # A bias of y - w·x makes all of these errors about the means.
         every, look, learn = every.centred(), look.centred(), learn.centred()
     w = weight.detach().double().reshape(every.xx.shape[0], -1, every.xx.shape[1])
@@ -252,11 +257,11 @@ def _solved(moments: _Moments, w: torch.Tensor, ridge: float, zero: torch.Tensor
     return found
 
 
-def _scale(layer: nn.Module, samples: Samples, keep_zeros: bool) -> dict[str, Any]:
+def _scale(layer: nn.Module, samples: Samples, keep_zeros: bool, normed: bool) -> dict[str, Any]:
     bias = getattr(layer, "bias", None)
     batches = list(samples)
     z, y = (torch.cat([b[side] for b in batches]).double() for side in (0, 1))
-    mean_z, mean_y = (z.mean(0), y.mean(0)) if isinstance(bias, torch.Tensor) else (0, 0)
+    mean_z, mean_y = (z.mean(0), y.mean(0)) if isinstance(bias, torch.Tensor) or normed else (0, 0)
     z, y = z - mean_z, y - mean_y
     power = z.square().sum(0)
     factor = torch.where(power > 0, (z * y).sum(0) / power.clamp_min(1e-300), torch.ones_like(power))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from workers.nn.weights_pruning import fits_n_m, weight_of, zero
 AMOUNTS = (0.25, 0.5, 0.75, 0.9)
 MOST_ROWS, FEWEST_ROWS = 1000, 100
 MOST_MACS = {"cpu": 1e12, "cuda": 5e13}  # what it may cost: a large network is looked at on fewer rows
-MOST_S = 60.0
+MOST_S = 60.0  # of the processors' time, so that it sees the same on a busy machine
 HURTS = -0.01  # a layer minds when the whole interval of its loss lies beyond one point
 DRAWN = 12  # curves in the figure
 Saliency = dict[str, torch.Tensor]
@@ -41,6 +40,15 @@ class Part:
     undo: Callable[[], None]
 
 
+@dataclass
+class _Row:
+    """also: what goes together with it. values: by amount. change: at the amount asked for."""
+
+    also: list[str]
+    values: list[float | None]
+    change: dict[str, float] | None = None
+
+
 def sensitivity(net: Net, spec: PruneSpec, data: Data, ctx: Context, saliency: Saliency | None) -> dict[str, Any]:
     """A table of the quality on validation rows: `layers` → {with, values, change}, where values go with `amounts` and
     change is the paired difference at the amount that the job asks for, with its interval; which layers mind
@@ -53,21 +61,36 @@ def sensitivity(net: Net, spec: PruneSpec, data: Data, ctx: Context, saliency: S
     parts = list(_channels(net, spec, saliency) if spec.method == "channel" else _weights(net, spec, saliency))
     rows = _rows(net, data, ctx, len(parts) * len(amounts))
     ask = _asking(rows, ctx)
-    whole, began = ask(net.module), time.monotonic()
-    table: dict[str, dict[str, Any]] = {}
-    unseen = []
-    for part, done in zip(parts, count()):
-        ctx.progress(done, len(parts), "layers", "measuring sensitivity")
-        if time.monotonic() - began > MOST_S:
-            unseen += part.layers
+    whole, ends = ask(net.module), time.process_time() + MOST_S * max(1, torch.get_num_threads())
+    table = {p.layers[0]: _Row(p.layers[1:], [None] * len(amounts)) for p in parts}
+    looks = [(part, amount) for amount in sorted(amounts, key=lambda a: a != asked) for part in parts]
+    unseen = set()
+    for done, (part, amount) in enumerate(looks):
+        ctx.progress(done, len(looks), "looks", "measuring sensitivity")
+        if time.process_time() > ends:
+            unseen.add(part.layers[0])
             continue
-        table[part.layers[0]] = _row(part, amounts, asked, whole, ask)
+        row, module = table[part.layers[0]], part.at(amount)
+        if module is not None:
+            answered = ask(module)
+            row.values[amounts.index(amount)] = answered.value()
+            if amount == asked:
+                full = paired(answered, whole)
+                row.change = {k: full[k] for k in ("difference", "low", "high")}
+        part.undo()
     net.module.cpu()
-    found = {"split": "val", "rows": len(rows), "name": whole.name, "whole": whole.value(), "amounts": amounts}
-    minds = [n for n, row in table.items() if row["change"] and row["change"]["high"] < HURTS]
-    named = [name for first in minds for name in (first, *table[first]["with"])]
-    found |= {"layers": table, "leave_alone": named, "not_measured": unseen}
-    return found | {"suggestion": _suggestion(found, minds, asked)}
+    minds = [n for n, row in table.items() if row.change and row.change["high"] < HURTS]
+    return {
+        "split": "val",
+        "rows": len(rows),
+        "name": whole.name,
+        "whole": whole.value(),
+        "amounts": amounts,
+        "layers": {n: {"with": row.also, "values": row.values, "change": row.change} for n, row in table.items()},
+        "leave_alone": [name for first in minds for name in (first, *table[first].also)],
+        "not_measured": sorted(unseen),
+        "suggestion": _suggestion(table, minds, asked, whole.name, len(rows)),
+    }
 
 
 def figure(found: dict[str, Any]) -> dict[str, Any]:
@@ -97,37 +120,18 @@ def figure(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _row(
-    part: Part, amounts: list[float], asked: float, whole: Answers, ask: Callable[[nn.Module], Answers]
-) -> dict[str, Any]:
-    values: list[float | None] = []
-    change = None
-    for amount in amounts:
-        module = part.at(amount)
-        found = ask(module) if module is not None else None
-        part.undo()
-        values.append(found.value() if found else None)
-        if found is not None and amount == asked:
-            full = paired(found, whole)
-            change = {k: full[k] for k in ("difference", "low", "high")}
-    return {"with": part.layers[1:], "values": values, "change": change}
-
-
-def _suggestion(found: dict[str, Any], minds: list[str], asked: float) -> str:
-    table = found["layers"]
-    seen = [n for n, row in table.items() if row["change"]]
-    if not seen:
+def _suggestion(table: dict[str, _Row], minds: list[str], asked: float, name: str, rows: int) -> str:
+    losses = {n: row.change["difference"] for n, row in table.items() if row.change}
+    if not losses:
         return "No layer could be looked at."
     if not minds:
-        return f"No layer alone loses more than a point at {asked:g}, as far as {found['rows']} rows can tell."
-    worst = sorted(minds, key=lambda n: table[n]["change"]["difference"])
-    told = ", ".join(f"{n} ({100 * table[n]['change']['difference']:+.1f})" for n in worst[:10])
-    points = f"these lose more than a point of {found['name']}: {told}"
-    if len(minds) == len(seen):
-        return (
-            f"Alone and untrained, at {asked:g}, {points}. That is every layer: take a smaller amount, or more steps."
-        )
-    return f"Alone and untrained, at {asked:g}, {points}. Leave them out of `layers`."
+        return f"No layer alone loses more than a point at {asked:g}, as far as {rows} rows can tell."
+    worst = sorted(minds, key=lambda n: losses[n])
+    told = ", ".join(f"{n} ({100 * losses[n]:+.1f})" for n in worst[:10])
+    points = f"Alone and untrained, at {asked:g}, these lose more than a point of {name}: {told}."
+    if len(minds) == len(losses):
+        return f"{points} That is every layer: take a smaller amount, or more steps."
+    return f"{points} Leave them out of `layers`."
 
 
 def _rows(net: Net, data: Data, ctx: Context, looks: int) -> Rows:

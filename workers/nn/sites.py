@@ -10,6 +10,7 @@ import torch
 from enginesmith import graph as form
 from torch import fx, nn
 from torch.nn.modules import conv
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from app.errors import Unprocessable
 from workers.net import Net, prunable
@@ -25,6 +26,7 @@ class Site:
     taken: tuple[int, ...]
     made: tuple[int, ...]
     calls: int
+    normed: bool  # nothing but a batch norm takes what it gives
 
     @property
     def positions(self) -> tuple[int, int]:
@@ -87,8 +89,15 @@ def sites(graph: fx.GraphModule, example: tuple[torch.Tensor, ...]) -> tuple[dic
             if isinstance(layer, conv._ConvNd) and taken.dim() != len(layer.kernel_size) + 2:
                 reasons[name] = "it works on a single row"
             else:
-                found[name] = Site(name, layer, tuple(taken.shape[1:]), tuple(made.shape[1:]), len(nodes))
+                users = [user for node in nodes for user in node.users]
+                normed = all(u.op == "call_module" and _is_batch_norm(graph, u) for u in users)
+                found[name] = Site(name, layer, tuple(taken.shape[1:]), tuple(made.shape[1:]), len(nodes), normed)
     return found, reasons
+
+
+def _is_batch_norm(graph: fx.GraphModule, node: fx.Node) -> bool:
+    layer = graph.get_submodule(str(node.target))
+    return isinstance(layer, _BatchNorm) and layer.track_running_stats
 
 
 def exchange(graph: fx.GraphModule, name: str, parts: dict[str, nn.Module]) -> None:

@@ -6,9 +6,10 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from app.domain.records import Version
 from app.domain.specs import PruneSpec
@@ -115,7 +116,7 @@ def walk(
     plan = shares(amount, spec.steps, spec.schedule)
     epochs = split(spec.finetune.epochs if spec.finetune and data else 0, len(plan))
     looks = len(plan) > 1 and data is not None and len(data.val) > 0
-    kept = ctx.staged("pruned", scratch=ctx.scratch)
+    kept = ctx.staged("pruned")
     teacher = copy.deepcopy(net.module) if any(epochs) else None
     now = _resumed(kept, net) or _Begun(step=-1)
     first = max(0, now.step)
@@ -162,21 +163,17 @@ def _trim_history(ctx: Context, begun: _Begun, stage: Context) -> None:
 
 
 def _keep(kept: Context, net: Net, begun: _Begun) -> None:
+    """Keeps the network, and goes on with the one that a later attempt will find: an optimizer's state belongs to
+    parameters by their order, and pruning changes that."""
     folder = kept.folder("pruned")
     save(net, folder)
     told = {"told": begun.told, "steps": begun.steps, "fits": [f.state() for f in begun.fits]}
+    found = {"architecture": json.dumps(net.architecture), "weights": read_weights(folder / WEIGHTS)}
     path = kept.scratch / "pruned.state"
-    torch.save(
-        {
-            "architecture": json.dumps(net.architecture),
-            "weights": read_weights(folder / WEIGHTS),
-            "masks": begun.masks,
-            "told": json.dumps(told),
-        },
-        path,
-    )
+    torch.save(found | {"masks": begun.masks, "told": json.dumps(told)}, path)
     kept.checkpoint(path, begun.step)
     path.unlink()
+    net.module = _rebuilt(found).module
 
 
 def _resumed(kept: Context, net: Net) -> _Begun | None:
@@ -188,13 +185,21 @@ def _resumed(kept: Context, net: Net) -> _Begun | None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         told = json.loads(state["told"])
-        architecture = json.loads(state["architecture"])
-        module = rebuild(architecture, state["weights"])
+        net.architecture, net.module = _rebuilt(state)
     except Exception as error:  # a torn or foreign file must not cost the job: what it kept is lost, nothing else
         kept.log(f"the network kept at step {step + 1} cannot be read ({error}); it begins anew", "warning")
         return None
-    net.module, net.architecture = module, architecture
     return _Begun(step, state["masks"], told["told"], told["steps"], [Fitted(**f) for f in told["fits"]])
+
+
+class _Rebuilt(NamedTuple):
+    architecture: dict[str, Any]
+    module: nn.Module
+
+
+def _rebuilt(state: dict[str, Any]) -> _Rebuilt:
+    architecture = json.loads(state["architecture"])
+    return _Rebuilt(architecture, rebuild(architecture, state["weights"]))
 
 
 def _val(net: Net, data: Data, ctx: Context) -> Answers:

@@ -20,7 +20,7 @@ from workers.context import Context
 from workers.load import sandbox
 from workers.net import load
 from workers.nn.data import Data
-from workers.nn.device import autocast, cuda_devices, layout, uses_bf16
+from workers.nn.device import autocast, cuda_devices, layout
 from workers.nn.loaded import load_engine
 from workers.nn.predict import chosen, engine, first, sensible_batch
 
@@ -66,22 +66,28 @@ class Teacher:
                 hint='name another `teacher`, or say "alpha": 0 for a training without one',
             )
 
-    def prepare(self, data: Data, plan: Training, ctx: Context, turn: AbstractContextManager[Any]) -> None:
+    def prepare(
+        self, data: Data, plan: Training, ctx: Context, turn: AbstractContextManager[Any], *, bf16: bool = False
+    ) -> None:
         """Asks for every training row once, where that is cheaper than asking in every epoch: a runtime's answers
         always, a network's when there are several epochs. They lie memory-mapped in the job's scratch folder.
 
-        Raises what `check` does, Unprocessable where the teacher does not run on the rows."""
+        turn: held while it is asked. bf16: whether the student's steps run so, and its own then too. Raises what
+        `check` does, Unprocessable where the teacher does not run on the rows.
+        """
         rows = data.train
         x, _ = rows.take(torch.arange(min(1, len(rows))))
         row = self.look(x.to(ctx.device))[0]
         fits = 4 * row.numel() * len(rows) <= KEPT_BYTES
-        if not fits or (self.network is not None and plan.epochs == 1):
+        # With augmentation no row is seen twice, and the teacher must see what the student sees.
+        if not fits or plan.augment != "none" or (self.network is not None and plan.epochs == 1):
             return
-        amp = autocast(plan, ctx.device)
-        precision = "bf16" if uses_bf16(plan, ctx.device) else "fp32"
-        path = (ctx.fetched or ctx.scratch) / f"teacher-{self.key}-{precision}.npy"
+        path = (ctx.fetched or ctx.scratch) / f"teacher-{self.key}{'-bf16' if bf16 else ''}.npy"
         if not path.exists():  # a job that fine-tunes several times asks once
-            with amp, torch.random.fork_rng(cuda_devices()):  # what it draws must not shift what the student draws
+            with (
+                autocast(ctx.device, bf16=bf16),
+                torch.random.fork_rng(cuda_devices()),
+            ):  # what it draws must not shift what the student draws
                 torch.manual_seed(plan.seed)
                 self._write(path, data, tuple(row.shape), ctx, turn)
         self.known = torch.from_numpy(np.asarray(np.load(path, mmap_mode="c")))

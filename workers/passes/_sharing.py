@@ -41,7 +41,7 @@ class Made:
 
 
 def grouped_conv(spec: ShareSpec, net: Net, dry: bool, masked: bool) -> Made:
-    """Raises Unprocessable: `bad_groups` where a layer that is named cannot have these groups."""
+    """Raises Unprocessable: `bad_groups` where a layer that is named, or every layer, cannot have these groups."""
     graph, found, left = _open(spec, net, conv._ConvNd, "convolution")
     for name, site in list(found.items()):
         layer: Any = site.layer
@@ -67,7 +67,11 @@ def grouped_conv(spec: ShareSpec, net: Net, dry: bool, masked: bool) -> Made:
         starts = 1 if dry else grouping.STARTS
         folded = grouping.fold(graph, net.example(), names, spec.groups, spec.seed, starts)
     made = Made(
-        copy.deepcopy(folded.module), {}, left, folded.module, [Pair(n, n) for n in names if found[n].calls == 1]
+        copy.deepcopy(folded.module),
+        {},
+        left,
+        folded.module,
+        [Pair(n, n, found[n].normed) for n in names if found[n].calls == 1],
     )
     plain = copy.deepcopy(graph)
     for name in names:
@@ -227,7 +231,7 @@ def _exchanged(
             row["note"] = "VBMF finds nothing but noise in its weights: rank 1 is what is left of it"
         made.layers[name] = row
         if found[name].calls == 1:
-            made.pairs.append(Pair(f"{name}.{last}", name))
+            made.pairs.append(Pair(f"{name}.{last}", name, found[name].normed))
         size = float(weight_of(found[name].layer).detach().double().square().sum())
         energy, kept = energy + size, kept + size * share**2
     module.graph.lint()
@@ -260,6 +264,6 @@ def _must_be_some(spec: ShareSpec, found: dict[str, Any], left: dict[str, str]) 
     }
     raise Unprocessable(
         f"{spec.method} can be done to no layer of this model{': ' + listed + more if listed else ''}",
-        code="nothing_to_share",
+        code="bad_groups" if any("do not divide" in why for why in left.values()) else "nothing_to_share",
         hint=hints[spec.method],
     )

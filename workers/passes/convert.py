@@ -10,9 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from app import runtimes
+from app.domain.compression import check_int8
 from app.domain.records import Latency, Metrics, Parity, Quality, Version
 from app.domain.specs import ConvertSpec
-from app.errors import Conflict, Unavailable, Unprocessable
+from app.errors import Unavailable, Unprocessable
 from app.runtimes import BuildOptions, Engine, LoadOptions, Runtime
 from workers.context import Context
 from workers.nn.data import Data
@@ -21,10 +22,11 @@ from workers.nn.measure import latency
 from workers.nn.parity import INPUTS, TOLERANCES, compare
 from workers.nn.predict import engine as asking
 from workers.nn.predict import sensible_batch
-from workers.nn.quality import answers, quality
+from workers.nn.quality import Answers, answers, quality
 from workers.nn.requests import Array, Plan
 from workers.nn.settle import settle
 from workers.passes import Outcome
+from workers.passes._int8 import Int8
 from workers.passes._source import Source, open_source
 
 SEED = 0
@@ -50,19 +52,20 @@ def run(spec: ConvertSpec, ctx: Context) -> Outcome:
         ctx.progress(0, None, phase="comparing with the source")
         tolerance = spec.tolerance or _tolerance(spec.precision, version)
         parity = compare(engine, version.signature, source.answer, source.plan, rows, max_batch, tolerance, SEED)
-        measured = _quality(engine, version, data, max_batch, ctx)
+        found = _answers(engine, version, data, max_batch, ctx)
+        measured = quality(found, data.ref, ctx.split) if data and found else None
+        int8 = Int8.of(spec, version, engine, engine_folder, data, found, ctx) if spec.precision == "int8" else None
         timed = _latency(engine, version, source.plan, spec.target, max_batch, ctx) if ctx.times else ()
     finally:
         engine.close()
     if spec.target in KEEP_ONNX:
         shutil.copyfile(source.onnx, engine_folder / "source.onnx")
-    return Outcome(
-        engine_folder,
-        _draft(spec, version, source, data, built_for, max_batch, Metrics(
-            quality=measured, latency=timed, parity=parity, layer_sparsity=version.metrics.layer_sparsity
-        ), ctx),
-        _report(spec, version, source, parity, measured, timed, notes),
-    )  # fmt: skip
+    metrics = Metrics(quality=measured, latency=timed, parity=parity, layer_sparsity=version.metrics.layer_sparsity)
+    draft = _draft(spec, version, source, data, built_for, max_batch, metrics, ctx)
+    report = _report(spec, version, source, parity, measured, timed, notes)
+    if int8 is not None:
+        int8.add_to(draft, report)
+    return Outcome(engine_folder, draft, report)
 
 
 def _tolerance(precision: str, version: Version) -> float:
@@ -72,12 +75,7 @@ def _tolerance(precision: str, version: Version) -> float:
 
 
 def _runtime(spec: ConvertSpec, version: Version) -> Runtime:
-    if spec.precision == "int8" and not version.details.get("quantized"):
-        raise Conflict(
-            f"{version.ref} is not quantized: int8 comes from calibration, not from converting",
-            code="not_quantized",
-            hint="run a job of kind quantize first, then convert what it gives",
-        )
+    check_int8(version.ref, version.parent, version.details.get("quantized"), spec.precision, spec.target)
     runtime = runtimes.get(spec.target)
     found = runtime.available()
     if not found.ok:
@@ -87,7 +85,7 @@ def _runtime(spec: ConvertSpec, version: Version) -> Runtime:
             hint="GET /v1/jobs/kinds lists the targets that this installation can build",
             retryable=False,
         )
-    if spec.precision not in found.precisions and spec.precision != "int8":
+    if spec.precision not in found.precisions:
         raise Unprocessable(
             f"{spec.target} on this worker has no precision {spec.precision}: it has {', '.join(found.precisions)}",
             code="unsupported_precision",
@@ -134,14 +132,14 @@ def _has_open_sizes(version: Version) -> bool:
     return any(n == -1 and not (a == 0 and version.signature.batched) for t in inputs for a, n in enumerate(t.shape))
 
 
-def _quality(engine: Engine, version: Version, data: Data | None, max_batch: int, ctx: Context) -> Quality | None:
-    """The engine's own accuracy, over the whole of the split that counts here."""
+def _answers(engine: Engine, version: Version, data: Data | None, max_batch: int, ctx: Context) -> Answers | None:
+    """The engine's own answers, to the whole of the split that counts here."""
     if data is None:
         return None
     ctx.progress(0, None, phase="measuring accuracy")
     rows = data.split(ctx.split)
     batch = sensible_batch(rows.x.shape[1:], max_batch)
-    return quality(answers(asking(engine, version.signature, max_batch), rows, batch), data.ref, ctx.split)
+    return answers(asking(engine, version.signature, max_batch), rows, batch)
 
 
 def _latency(

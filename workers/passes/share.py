@@ -71,6 +71,7 @@ def run(spec: ShareSpec, ctx: Context) -> Outcome:
     if spec.finetune is not None and data is not None:
         report["finetune"] = _finetuned(spec, net, made, source, data, ctx).summary()
         report["validation"]["finetuned"] = _look(net.module, data.val, ctx)
+        _say_of_training(report)
     if made.palettes:
         _pack(made, net, report, folder / WEIGHTS, ctx)
     after = judged(net, data, ctx) if data else None
@@ -128,6 +129,7 @@ def _evaluating(made: Made, net: Net, data: Data, ctx: Context) -> float:
             predict(x)
     row = (time.perf_counter() - began) / (2 * len(some))
     net.module.cpu()
+    made.before.cpu()
     versions = 2 if made.plain else 1
     fitted = len(made.pairs) * len(rows_for(data.train, macs(made.before, net.example(batch=1)), 0))
     rows = 2 * len(data.split(ctx.split)) + 3 * len(data.val) + versions * (fitted + min(MAX_ROWS, len(data.train)))
@@ -178,6 +180,15 @@ def _finetuned(spec: ShareSpec, net: Net, made: Made, source: Version, data: Dat
     net.module.cpu()
     with palettes.trained_as(net.module, made.palettes) if made.palettes else nullcontext():
         return finetune(net, source, None, data, spec.finetune, ctx, masks=inherited(net, source))
+
+
+def _say_of_training(report: dict[str, Any]) -> None:
+    found = report["validation"]
+    if found["finetuned"] is not None and found["finetuned"] < found["shared"]:
+        report["notes"].append(
+            f"Fine-tuning made it worse: {found['finetuned']:.4f} on the validation split, {found['shared']:.4f} before "
+            "it. A lower lr, or more epochs, may help."
+        )
 
 
 def _pack(made: Made, net: Net, report: dict[str, Any], dense: Any, ctx: Context) -> None:

@@ -12,11 +12,11 @@ Of this file only `check` imports scikit-learn, and nothing imports torch. The w
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from math import nan
 from typing import Any
 
+from app.domain import searching
 from app.domain.estimators import named
 from app.domain.records import Dataset
 from app.domain.tuning import Range, SearchSpec
@@ -26,7 +26,6 @@ from workers.search import halving
 Params = dict[str, Any]
 # One candidate's figures, as the trial that tried it reports them.
 Result = Mapping[str, Any]
-LARGEST_GRID = 100_000
 
 
 def check(spec: SearchSpec, dataset: Dataset | None = None) -> None:
@@ -52,18 +51,10 @@ def check(spec: SearchSpec, dataset: Dataset | None = None) -> None:
 
 def grid(spec: SearchSpec) -> list[Params]:
     """Every combination of the choices, in the order of scikit-learn's ParameterGrid; whole ranges count as choices.
-    Raises Unprocessable for a range without steps, and for more than 100,000 combinations."""
-    choices = {name: _choices(name, of) for name, of in sorted(spec.space.items())}
-    size = 1
-    for values in choices.values():
-        size *= len(values)
-    if size > LARGEST_GRID:
-        raise Unprocessable(
-            f"the grid has {size} points, and at most {LARGEST_GRID} are tried",
-            code="grid_too_large",
-            hint="fewer choices, or the sampler random or tpe with `trials`",
-        )
-    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    Raises Unprocessable for a range without steps, and for too many combinations."""
+    lists = {name: searching.steps_of(name, of, False) for name, of in spec.space.items()}
+    searching.grid_size(lists)
+    return list(searching.points(lists))
 
 
 def trial_spec(
@@ -95,15 +86,18 @@ def portions(candidates: Sequence[Params], workers: int) -> list[list[Params]]:
     return [list(candidates[at : at + size]) for at in range(0, len(candidates), size)]
 
 
-def results(reports: Sequence[Mapping[str, Any] | None], asked: Sequence[Mapping[str, Any]]) -> list[Result]:
-    """One per candidate, from the reports of trials and the specs that they had; a trial without a report (it was lost)
-    counts as one whose candidates all failed."""
+def results(
+    reports: Sequence[Mapping[str, Any] | None], asked: Sequence[Mapping[str, Any]], why: Sequence[str | None] = ()
+) -> list[Result]:
+    """One per candidate, from the reports of trials and the specs that they had; a trial without a report counts as one
+    whose candidates all failed. why: what is known of that, trial by trial."""
     found: list[Result] = []
-    for report, spec in zip(reports, asked, strict=True):
+    for report, spec, error in zip(reports, asked, why or [None] * len(reports), strict=True):
         if report is not None and len(report.get("results", ())) == len(spec["candidates"]):
             found += report["results"]
         else:
-            found += [{"params": p, "scores": [], "error": "the trial was lost"} for p in spec["candidates"]]
+            told = error or "the trial was lost"
+            found += [{"params": p, "scores": [], "error": told, "rows": spec.get("rows")} for p in spec["candidates"]]
     return found
 
 
@@ -233,30 +227,4 @@ def _extremes(of: list[Any] | Range) -> list[Any]:
     """The values to check: all choices, or the ends of a range."""
     if not isinstance(of, Range):
         return of
-    return [int(v) if _whole(of) else v for v in (of.low, of.high)]
-
-
-def _choices(name: str, of: list[Any] | Range) -> list[Any]:
-    if not isinstance(of, Range):
-        return of
-    step = of.step or (1.0 if _whole(of) and not of.log else None)
-    if step is None:
-        raise Unprocessable(
-            f"a grid needs choices, and `{name}` is a range without steps",
-            code="bad_space",
-            hint="list its values, say `step`, or take the sampler random or tpe",
-            errors=[{"loc": ["space", name], "msg": "is a range without steps"}],
-        )
-    count = int((of.high - of.low) / step + 1e-9) + 1
-    if count > LARGEST_GRID:
-        raise Unprocessable(
-            f"`{name}` has {count} values, and a grid takes at most {LARGEST_GRID}", code="grid_too_large"
-        )
-    values = [of.low + n * step for n in range(count)]
-    return [round(v) for v in values] if _whole(of) else values
-
-
-def _whole(of: Range) -> bool:
-    if of.type is not None:
-        return of.type == "int"
-    return all(float(v).is_integer() for v in (of.low, of.high, of.step or 1))
+    return [int(v) if searching.is_whole(of, False) else v for v in (of.low, of.high)]

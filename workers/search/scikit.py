@@ -110,7 +110,8 @@ def _is_word(value: Any) -> bool:
 def _not_written(path: str, params: Mapping[str, Any]) -> str | None:
     from sklearn.base import is_classifier
 
-    from workers.search.skl_onnx import NotWritten, write
+    from workers.search.onnx_parity import APART, ask, compare
+    from workers.search.skl_onnx import write
 
     rng = np.random.default_rng(0)
     x, y = rng.random((30, 3), np.float32), np.arange(30) % 3
@@ -123,12 +124,13 @@ def _not_written(path: str, params: Mapping[str, Any]) -> str | None:
             estimator.fit(x, y if classifies else y + x[:, 0])
         except Exception:  # noise of three columns is not the data: the real fits tell
             return None
+        told = f"{type(estimator).__name__} with {', '.join(f'{k}={v!r}' for k, v in params.items())}"
         try:
-            write(estimator, (3,), "float32", 3 if classifies else None)
-        except NotWritten as error:
-            told = ", ".join(f"{k}={v!r}" for k, v in params.items())
-            return f"{type(estimator).__name__} with {told} cannot be written as ONNX: {error}"
-    return None
+            model, signature = write(estimator, (3,), "float32", 3 if classifies else None)
+            found = compare(estimator, signature, x, ask(model, signature, x, 1))
+        except Exception as error:  # its errors, and those of ONNX Runtime, have no common class
+            return f"{told} cannot be written as ONNX: {' '.join(str(error).split())[:300]}"
+    return None if found.apart <= APART else f"{told} cannot be written as ONNX: the graph answers otherwise"
 
 
 def _value(name: str, value: Any) -> Any:

@@ -31,6 +31,8 @@ def write(
     """
     model = _converted(estimator, max(1, prod(row)), classes is not None)
     graph = model.graph
+    _mend_weights(graph)
+    _mend_width(graph, values)
     _take_rows(graph, row, dtype)
     if classes is None:
         _name_output(graph, 0, "prediction")
@@ -78,6 +80,35 @@ def _converted(estimator: Any, columns: int, classifies: bool) -> Any:
             )
         except Exception as error:  # its errors have no common class
             raise NotWritten(" ".join(str(error).split())[:300]) from error
+
+
+def _mend_weights(graph: Any) -> None:
+    """skl2onnx 1.20 weighs nearest neighbours by the reciprocal of their distance times -1, bounded below by a number
+    above 0: by nothing, that is."""
+    from onnx import numpy_helper
+
+    made = {name: node for node in graph.node for name in node.output}
+    minus = {t.name for t in graph.initializer if t.dims == [1] and numpy_helper.to_array(t)[0] == -1}
+    for node in graph.node:
+        if node.op_type == "Max":
+            for place, name in enumerate(node.input):
+                times = made.get(name)
+                if times is not None and times.op_type == "Mul" and times.input[1] in minus:
+                    distance = made.get(times.input[0])
+                    if distance is not None and distance.op_type == "TopK":
+                        node.input[place] = times.input[0]
+
+
+def _mend_width(graph: Any, values: int) -> None:
+    """skl2onnx 1.20 writes what a network predicts as one number a row, however many it is."""
+    from onnx import numpy_helper
+
+    last = next((node for node in graph.node if graph.output[0].name in node.output), None)
+    if values == 1 or last is None or last.op_type != "Reshape":
+        return
+    for tensor in graph.initializer:
+        if tensor.name == last.input[1] and list(numpy_helper.to_array(tensor)) == [-1, 1]:
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray([-1, values], np.int64), tensor.name))
 
 
 def _take_rows(graph: Any, row: tuple[int, ...], dtype: str) -> None:

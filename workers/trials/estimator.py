@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sklearn.base import clone, is_classifier
 from sklearn.model_selection import check_cv
 from sklearn.utils import resample
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from app.domain.estimators import class_path
 from app.domain.records import Dataset
@@ -61,7 +61,8 @@ def run(spec: TrialSpec, ctx: Context) -> Outcome:
             ctx.progress(done, len(asked.candidates), "candidates")
     means = [float(np.average(r["scores"])) for r in results if None not in r["scores"]]
     report: dict[str, Any] = {"results": results, "kept": None, "cache_hit": False}
-    report["values"] = {"quality": max(means)} if means else {}
+    metric = "accuracy" if record.y_dtype == "int64" else "r2"
+    report["values"] = {"quality": max(means), metric: max(means)} if means else {}
     return Outcome(None, {}, report)
 
 

@@ -10,30 +10,25 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 from sklearn.base import is_classifier
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from app.domain.estimators import class_path
 from app.domain.records import Dataset, Made, Metrics, Parity, Quality, Signature, now
 from app.domain.specs import TrialSpec
 from app.errors import ParityError, Unprocessable
-from app.runtimes import _libraries
 from workers.arrays import open_split
 from workers.context import Context
 from workers.nn.quality import Answers, quality
 from workers.passes import Outcome
+from workers.search.onnx_parity import APART, TOLERANCE, ask, compare
 from workers.search.scikit import make
 from workers.search.skl_onnx import NotWritten, numbers, write
 from workers.trials import kept
 from workers.trials.estimator import Array, flat, set_threads
 
 MODEL = "model.onnx"
-# Largest |ONNX - scikit-learn| ÷ max(1, max |scikit-learn|) of a row that counts as equal; float32 beside float64.
-TOLERANCE = 1e-4
-# Rows that may differ by more: a sum that lies on a border in float64 and beside it in float32 (a tree's threshold
-# in a sum of trees does not, but a nearest neighbour's distance may).
-APART = 0.01
+# Rows for the comparison with scikit-learn itself.
 _COMPARED = 2000
-_BATCH = 1024
 
 
 class WinnerTrial(BaseModel):
@@ -64,7 +59,7 @@ def run(spec: TrialSpec, ctx: Context) -> Outcome:
     (made / MODEL).write_bytes(model.SerializeToString())
     ctx.progress(0, None, phase="measuring accuracy")
     x, y = open_split(record.splits["test"], folder).rows()
-    outputs = _asked(model, signature, x, ctx.threads)
+    outputs = ask(model, signature, x, ctx.threads)
     parity = _parity(estimator, signature, x, outputs)
     measured = quality(_answers(signature, outputs, y), record.ref, "test")
     own = float(estimator.score(*_floats(x, y)))
@@ -135,52 +130,23 @@ def _written(estimator: Any, record: Dataset) -> tuple[Any, Signature]:
         ) from error
 
 
-def _asked(model: Any, signature: Signature, x: Array, threads: int) -> dict[str, Array]:
-    """What the ONNX model answers to rows in the data set's own layout."""
-    ort = _libraries.onnxruntime()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 4
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [t.name for t in signature.outputs]
-    dtype = np.dtype(signature.inputs[0].dtype)
-    parts = [
-        session.run(names, {signature.inputs[0].name: np.ascontiguousarray(x[at : at + _BATCH], dtype)})
-        for at in range(0, len(x), _BATCH)
-    ]
-    return {name: np.concatenate([part[n] for part in parts]) for n, name in enumerate(names)}
-
-
 def _parity(estimator: Any, signature: Signature, x: Array, outputs: dict[str, Array]) -> Parity:
     """The ONNX model against the estimator itself on rows of the test split. Raises ParityError."""
     rows = _floats(x[:_COMPARED], np.zeros(min(len(x), _COMPARED)))[0]
-    name = signature.outputs[0].name
-    have = outputs[name][: len(rows)].astype(np.float64)
-    wanted = np.asarray(estimator.predict(rows) if name == "prediction" else _scores(estimator, rows), np.float64)
-    wanted = wanted.reshape(len(rows), -1)
-    agreed: float | None = None
-    if name != "prediction":
-        agreed = float((outputs["label"][: len(rows)] == estimator.predict(rows)).mean())
-        have = have[:, estimator.classes_]
-    each = np.abs(have - wanted).max(axis=1)
-    scale = max(1.0, float(np.abs(wanted).max()))
-    apart = float((each > TOLERANCE * scale).mean())
-    if apart > APART or not np.isfinite(have).all():
+    found = compare(estimator, signature, rows, {name: given[: len(rows)] for name, given in outputs.items()})
+    if found.apart > APART:
         raise ParityError(
             f"the ONNX model and {type(estimator).__name__} disagree by more than {TOLERANCE:g} on "
-            f"{apart:.1%} of {len(rows)} rows, by {each.max():.3g} at most",
+            f"{found.apart:.1%} of {len(rows)} rows, by {found.worst:.3g} at most",
             hint="this is the converter's: choose another estimator or other parameters",
         )
-    worst = float(each.max())
     return Parity(
-        n=len(rows), max_abs_diff=worst, max_rel_diff=worst / scale, tolerance=TOLERANCE, agreed=agreed
-    )  # fmt: skip
-
-
-def _scores(estimator: Any, rows: Array) -> Array:
-    if hasattr(estimator, "predict_proba"):
-        return np.asarray(estimator.predict_proba(rows))
-    found = np.asarray(estimator.decision_function(rows))
-    return np.stack([-found, found], 1) if found.ndim == 1 else found
+        n=len(rows),
+        max_abs_diff=found.worst,
+        max_rel_diff=found.worst / found.scale,
+        tolerance=TOLERANCE,
+        agreed=found.agreed,
+    )
 
 
 def _answers(signature: Signature, outputs: dict[str, Array], y: Array) -> Answers:

@@ -1,0 +1,1 @@
+"""Parts of benchmarks/compression.py: the tasks, the rivals, and the race that they run together."""

@@ -1,0 +1,197 @@
+"""What is made faster: a network with its weights, its data, and what is asked of the closed loop."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+Arrays = dict[str, npt.NDArray[Any]]
+IMAGENET = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
+
+
+@dataclass(frozen=True)
+class Task:
+    """network: with its weights, or without where `train` says how it gets them. asked: fields of the optimize job.
+    aims: the speed-ups over the original's fp32 engine that the project set itself, by batch."""
+
+    name: str
+    network: Callable[[], nn.Module]
+    arrays: Callable[[], Arrays]
+    asked: dict[str, Any]
+    aims: dict[int, float]
+    train: dict[str, Any] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def tasks(shared: Path | None) -> dict[str, Task]:
+    """All that can be run here. shared: a folder of other people's checkpoints and data; None: only what ships."""
+    found = {"digits": _digits()}
+    if shared is not None and (shared / "models").is_dir():
+        found |= {t.name: t for t in (_mnist(shared), _cifar(shared), _fashion(shared))}
+    return found
+
+
+def _digits() -> Task:
+    from demo.data import digits
+    from demo.net import SimpleCNN
+
+    return Task(
+        "digits",
+        SimpleCNN,
+        digits,
+        {"max_accuracy_drop": 0.03, "objective": "throughput", "batch": 64, "trials": 10,
+         "finetune": {"epochs": 10, "batch_size": 32, "lr": 0.02}},
+        {64: 1.4},
+        train={"epochs": 30, "batch_size": 32, "lr": 0.05},
+    )  # fmt: skip
+
+
+def _mnist(shared: Path) -> Task:
+    def network() -> nn.Module:
+        class Official(nn.Module):
+            """The network of PyTorch's MNIST example of 2018."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv1, self.conv2 = nn.Conv2d(1, 20, 5), nn.Conv2d(20, 50, 5)
+                self.fc1, self.fc2 = nn.Linear(800, 500), nn.Linear(500, 10)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = torch.max_pool2d(torch.relu(self.conv1(x)), 2)
+                x = torch.max_pool2d(torch.relu(self.conv2(x)), 2)
+                x = torch.relu(self.fc1(x.view(-1, 800)))
+                return torch.log_softmax(self.fc2(x), dim=1)
+
+        made = Official()
+        made.load_state_dict(torch.load(shared / "models" / "mnist_cnn_official_example.pt", weights_only=True, map_location="cpu"))
+        return made
+
+    def arrays() -> Arrays:
+        folder = shared / "datasets" / "mnist"
+        x, y = _idx(folder, "train")
+        x_test, y_test = _idx(folder, "test3000")
+        normal = [(a[:, None].astype(np.float32) / 255 - 0.1307) / 0.3081 for a in (x, x_test)]
+        return _cut(normal[0], y, normal[1], y_test, val=4000, train=20_000)
+
+    return Task(
+        "mnist", network, arrays,
+        {"objective": "throughput", "batch": 64, "trials": 8, "finetune": {"epochs": 3, "batch_size": 128, "lr": 0.02}},
+        {64: 1.4},
+    )  # fmt: skip
+
+
+def _cifar(shared: Path) -> Task:
+    def network() -> nn.Module:
+        made = ResNet20(3)
+        state = torch.load(shared / "models" / "cifar10_resnet20.th", weights_only=True, map_location="cpu")["state_dict"]
+        made.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+        return made
+
+    def arrays() -> Arrays:
+        folder = shared / "datasets" / "cifar10-jpeg"
+        x, labels = _pictures(folder / "train10000.zip")
+        x_test, test_labels = _pictures(folder / "test2000.zip")
+        order = sorted(set(labels))
+        y, y_test = (np.array([order.index(name) for name in names]) for names in (labels, test_labels))
+        return _cut(x, y, x_test, y_test, val=1500)
+
+    return Task(
+        "cifar_resnet20", network, arrays,
+        {"objective": "latency", "trials": 8, "time_limit_s": 1200,
+         "finetune": {"epochs": 4, "batch_size": 128, "lr": 0.02, "weight_decay": 5e-4}},
+        {1: 2.5, 32: 5.0},
+        notes=("The test images are JPEG copies; the checkpoint loses ten points on them before anything is done.",),
+    )  # fmt: skip
+
+
+def _fashion(shared: Path) -> Task:
+    def arrays() -> Arrays:
+        folder = shared / "datasets" / "fashion-mnist"
+        x, y = _idx(folder, "train")
+        x_test, y_test = _idx(folder, "t10k")
+        normal = [(a[:, None].astype(np.float32) / 255 - 0.286) / 0.353 for a in (x, x_test)]
+        return _cut(normal[0], y, normal[1], y_test, val=4000, train=12_000)
+
+    training = {"epochs": 8, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4}
+    return Task(
+        "fashion_resnet20", lambda: ResNet20(1), arrays,
+        {"objective": "latency", "trials": 8, "time_limit_s": 1200,
+         "finetune": {"epochs": 4, "batch_size": 128, "lr": 0.02, "weight_decay": 5e-4}},
+        {1: 2.5, 32: 5.0}, train=training,
+    )  # fmt: skip
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions and a shortcut without weights (He et al. 2015, option A)."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)
+        self.conv2, self.bn2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
+        self.more = (after - before) // 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        if self.more:
+            x = torch.nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.more, self.more))
+        return torch.relu(x + y)
+
+
+class ResNet20(nn.Module):
+    """The ResNet of 20 layers for small pictures (He et al. 2015, section 4.2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(Block(16, 16, 1), Block(16, 16, 1), Block(16, 16, 1))
+        self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
+        self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((2, 3)))
+
+
+def _cut(
+    x: npt.NDArray[Any], y: npt.NDArray[Any], x_test: npt.NDArray[Any], y_test: npt.NDArray[Any], *, val: int,
+    train: int | None = None,
+) -> Arrays:  # fmt: skip
+    order = np.random.default_rng(0).permutation(len(x))
+    rest = order[val:][:train]
+    return {
+        "x": x[rest], "y": y[rest].astype(np.int64), "x_val": x[order[:val]], "y_val": y[order[:val]].astype(np.int64),
+        "x_test": x_test, "y_test": y_test.astype(np.int64),
+    }  # fmt: skip
+
+
+def _idx(folder: Path, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    images = gzip.decompress((folder / f"{name}-images-idx3-ubyte.gz").read_bytes())
+    labels = gzip.decompress((folder / f"{name}-labels-idx1-ubyte.gz").read_bytes())
+    y = np.frombuffer(labels, np.uint8, offset=8)
+    return np.frombuffer(images, np.uint8, offset=16).reshape(len(y), 28, 28), y
+
+
+def _pictures(path: Path) -> tuple[npt.NDArray[Any], list[str]]:
+    """Normalised N×3×32×32, and the name of each one's folder."""
+    from PIL import Image
+
+    pictures, labels = [], []
+    with zipfile.ZipFile(path) as held:
+        for name in sorted(n for n in held.namelist() if n.lower().endswith((".jpg", ".jpeg", ".png"))):
+            with Image.open(io.BytesIO(held.read(name))) as picture:
+                pictures.append(np.asarray(picture.convert("RGB"), np.float32))
+            labels.append(name.split("/")[-2])
+    mean, std = IMAGENET
+    return np.ascontiguousarray(((np.stack(pictures) / 255 - mean) / std).transpose(0, 3, 1, 2)), labels

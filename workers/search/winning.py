@@ -1,0 +1,34 @@
+"""The winner of a search becomes a version: its files are copied from where trials are kept, the figures are new."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from app.domain.records import Made, Metrics, Quality, Version, parse_ref
+from app.errors import NotFound
+from workers.context import Context
+from workers.trials import kept
+
+
+def publish(ctx: Context, key: str, chain: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> Version:
+    """What a chain made. row: what the trial `judge` says of it. The same job publishes once. Raises NotFound."""
+    held = kept.find(ctx.artifacts, key)
+    if held is None or held.version is None:
+        raise NotFound(f"what lay under {key[:12]} is kept no more", retryable=True)
+    before = held.version
+    quality = Quality.model_validate(row["quality"]) if row.get("quality") else None
+    metrics = Metrics(quality=quality, parity=before.metrics.parity, layer_sparsity=before.metrics.layer_sparsity)
+    recipe = [{**link, "dataset": ctx.job.dataset} for link in chain]
+    return kept.publish(
+        ctx.artifacts, ctx.catalog, key,
+        name=parse_ref(str(ctx.job.model))[0], parent=ctx.job.model, made_by=Made(job=ctx.job.id, spec=ctx.job.spec),
+        metrics=metrics, details=before.details | {"recipe": recipe, "search": ctx.job.id},
+    )  # fmt: skip
+
+
+def publish_estimator(ctx: Context, key: str, name: str) -> Version:
+    """What `estimator_winner` made, whose record is complete. Raises NotFound."""
+    return kept.publish(
+        ctx.artifacts, ctx.catalog, key, name=name, parent=None, made_by=Made(job=ctx.job.id, spec=ctx.job.spec)
+    )
