@@ -72,7 +72,7 @@ class PruneSpec(ModelSpec):
 
 
 class ShareSpec(ModelSpec):
-    """Shares parameters: convolutions in groups, depthwise-separable or low-rank forms of layers, palettes of weights."""
+    """Shares parameters: grouped convolutions, depthwise-separable or low-rank forms of layers, palettes of weights."""
 
     needs: ClassVar[Need] = "trainable"
     on_gpu: ClassVar[bool] = True

@@ -212,7 +212,7 @@ class _Engine:
             about = op.get_rt_info()
             if _told(about, "layerType") in _LAYERS:
                 names = _told(about, "originalLayersNames") or op.get_friendly_name()
-                found[names.split(",")[0].removesuffix("/WithoutBiases")] = _told(about, "runtimePrecision")
+                found[names.split(",")[0].partition("/WithoutBiases")[0]] = _told(about, "runtimePrecision")
         return found
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from checkpoints_for_app import ONNX
 from fastapi import FastAPI
 
 from app.domain.records import Result, Signature, Tensor
+from app.domain.specs import MENU
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
 
@@ -165,7 +166,7 @@ async def test_targets_and_queues(client: httpx.AsyncClient, make_version: Any, 
     assert "cuInit said 100" in body["detail"]
     problem(await client.post("/v1/jobs", json=CONVERT | {"precision": "bf16"}), 409, "target_unavailable")
     kinds = (await client.get("/v1/jobs/kinds")).json()
-    assert [k["kind"] for k in kinds["kinds"]] == ["import", "train", "prune", "convert", "evaluate"]
+    assert [k["kind"] for k in kinds["kinds"]] == list(MENU)
     assert kinds["kinds"][1]["schema"]["properties"]["epochs"]["maximum"] == 10_000
     assert (kinds["targets"]["tensorrt"]["ok"], kinds["isolation"]) == (False, "namespaces")
     assert "cuInit" in kinds["targets"]["tensorrt"]["reason"]

@@ -1,4 +1,4 @@
-"""Searches over scikit-learn's estimators over HTTP: the winner is converted, deployed, and answers as its estimator."""
+"""Searches over estimators of scikit-learn over HTTP: the winner is converted, deployed, and answers as it should."""
 
 from __future__ import annotations
 

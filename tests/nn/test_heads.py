@@ -214,7 +214,7 @@ def test_attention_between_two_and_decoders(dropout) -> None:
     form.describe(found.module)
 
 
-@pytest.mark.parametrize("kind", ["joined", "encoder"])
+@pytest.mark.parametrize("kind", ["joined", pytest.param("encoder", marks=pytest.mark.slow)])
 def test_exported_with_heads_gone_onnx_runtime_answers_the_same(kind, tmp_path) -> None:
     if kind == "joined":
         whole, example, dtype = transformer(lambda width: nets.Joined(width, 4, 4, "timm")), ROW, "float32"

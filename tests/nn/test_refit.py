@@ -53,6 +53,20 @@ def test_it_never_gets_worse(make, how) -> None:
     assert gap.item() == pytest.approx(found["error_after"], rel=0.35)
 
 
+def test_a_batch_norm_takes_up_the_mean() -> None:
+    """So that layers after it are fitted to inputs as they will be."""
+    torch.manual_seed(0)
+    before = nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4)).eval()
+    some = Rows(rows(4, 8, 8).x + 2, torch.zeros(64, dtype=torch.int64))
+    before.train()(some.x)
+    before.eval()
+    after = copy.deepcopy(before)
+    group(after[0], 2)
+    refit(after, before, [Pair("0", "0", "1")], some, "scale", "cpu")
+    gap = (after(some.x) - before(some.x)).mean((0, 2, 3)).abs()
+    assert gap.max() < 0.02
+
+
 def test_pruned_weights_stay_at_zero() -> None:
     torch.manual_seed(0)
     before = nn.Sequential(nn.Conv2d(4, 4, 3))

@@ -211,7 +211,7 @@ def test_a_distillation_that_was_killed_ends_with_the_same_weights(
         torch.rand(5)  # opening one draws numbers
         found = teacher_of(network(6))
         if not kept:  # too many answers to keep: the network is asked at every step
-            found.prepare = lambda *_: None  # type: ignore[method-assign]
+            found.prepare = lambda *_, **__: None  # type: ignore[method-assign]
         return found
 
     whole = network()

@@ -175,7 +175,7 @@ def test_networks_of_every_kind_without_data(bench, share, tmp_path, name) -> No
         if method not in can:
             with pytest.raises(Unprocessable) as caught:
                 bench.apply(kind="share", model="m@1", method=method)
-            assert caught.value.code == "nothing_to_share"
+            assert caught.value.code in ("nothing_to_share", "bad_groups")
             continue
         version, report = share(method=method, energy=0.3)
         assert version.parameters < report["parameters"]["before"]

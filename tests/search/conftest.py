@@ -1,4 +1,4 @@
-"""A search whose steps are real and whose trials are a formula: what is tried, and what is made of it, without training."""
+"""A search whose steps are real and whose trials are a formula: what is tried and what is made of it, no training."""
 
 from __future__ import annotations
 

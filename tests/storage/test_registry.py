@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.records import Made, Signature, Tensor, Version, now
+from app.domain.records import Job, Made, Signature, Tensor, Version, now
 from app.errors import Internal, NotFound
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog

@@ -138,9 +138,9 @@ def group_sizes(net: Net, layers: list[str] | None) -> dict[frozenset[str], int]
 
 def tell(found: Thinned, told: Told) -> None:
     """What one removal did, added to what those before it did."""
-    channels = told.setdefault("channels", {n: {"before": b} for n, b in found.before.items()})
+    channels = told.setdefault("channels", {n: {"before": b, "after": b} for n, b in found.before.items()})
     for name, after in found.after.items():
-        channels[name]["after"] = after
+        channels.setdefault(name, {"before": found.before.get(name, after)})["after"] = after
     if found.heads:
         heads = told.setdefault("heads", {n: dict(h) for n, h in found.heads.items()})
         for name, counted in found.heads.items():

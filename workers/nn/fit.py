@@ -96,7 +96,7 @@ def fit(
     device = ctx.device
     format = layout(module.to(device), data, device)
     module.to(device, memory_format=format)  # type: ignore[call-overload]  # torch's stubs lack it
-    halved = bf16(module, data, plan, device)
+    halved = bf16(plan, device)
     amp = autocast(device, bf16=halved)
     loss_of = loss_for(module, data, plan, device)
     soft_loss_of = distillation_for(module, data, plan, device, teacher) if teacher is not None else None

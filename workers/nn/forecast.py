@@ -53,7 +53,7 @@ def _steps(net: Net, data: Data, plan: Training, ctx: Context) -> tuple[Callable
     module.to(memory_format=format)  # type: ignore[call-overload]  # torch's stubs lack it
     loss_of = loss_for(module, data, plan, ctx.device)
     optimizer = optimizer_for(module, plan)
-    amp = autocast(ctx.device, bf16=bf16(module, data, plan, ctx.device))
+    amp = autocast(ctx.device, bf16=bf16(plan, ctx.device))
 
     def rows(count: int) -> tuple[torch.Tensor, torch.Tensor]:
         x, y = data.train.take(torch.arange(count) % len(data.train))

@@ -75,6 +75,7 @@ class _Ascent:
 
     def __init__(self, energy: Mapping[str, Matrix], groups: int, found: list[Line], places: list[Ids]) -> None:
         self.energy, self.groups, self.lines, self.places = energy, groups, found, places
+        self.enough = 1e-6 if sum(len(one) ** 2 for one in found) <= WORK else 1e-3
         self.order: dict[Member, Ids] = {}
         for name, matrix in energy.items():
             self.order[name, "out"] = np.arange(matrix.shape[0])
@@ -88,7 +89,7 @@ class _Ascent:
             before = total
             for place, one in enumerate(self.lines):
                 total += self._improve(place, one)
-            if total <= before * (1 + 1e-6):
+            if total <= before * (1 + self.enough):
                 break
         return total
 

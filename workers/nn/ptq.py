@@ -8,9 +8,9 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -19,6 +19,15 @@ from app.errors import Problem, Unprocessable
 from app.runtimes import _libraries
 from workers.nn import qdq
 from workers.nn.requests import Request
+
+
+class Rows(Protocol):
+    """Inputs by name, in as many requests as its length says; gone through more than once."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Request]: ...
+
 
 # Whose kernels know one kind of zero point only: 0, of int8.
 SYMMETRIC = ("tensorrt", "tensorrt_rtx")
@@ -61,9 +70,7 @@ def further(recipe: Recipe, target: str) -> list[Recipe]:
     return found if target in SYMMETRIC else [replace(recipe, mixed=True), *found]
 
 
-def quantize(
-    model: Any, rows: Sequence[Request], target: str, recipe: Recipe, threads: int, leave: Collection[str] = ()
-) -> Any:
+def quantize(model: Any, rows: Rows, target: str, recipe: Recipe, threads: int, leave: Collection[str] = ()) -> Any:
     """The graph with Q/DQ nodes: int8 weights with a scale per channel, activations with one per tensor.
 
     model: what `qdq.opened` gave; it is left as it is. rows: inputs by name, of one row or a few each. leave: names
@@ -79,7 +86,7 @@ def quantize(
         try:
             found = nncf.quantize(
                 copy,
-                nncf.Dataset(list(rows)),
+                nncf.Dataset(rows),
                 preset=nncf.QuantizationPreset.MIXED if recipe.mixed else nncf.QuantizationPreset.PERFORMANCE,
                 target_device=nncf.TargetDevice.CPU,
                 subset_size=len(rows),

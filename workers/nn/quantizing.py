@@ -28,6 +28,22 @@ RANKED_ROWS, CALIBRATED = 64, 16
 BATCH = 64
 
 
+@dataclass(frozen=True)
+class Requests:
+    """Rows as inputs by name, read when they are asked for."""
+
+    rows: Rows
+    name: str
+    at_once: int
+
+    def __len__(self) -> int:
+        return len(self.rows.cuts(self.at_once))
+
+    def __iter__(self) -> Iterator[Request]:
+        for x, _ in self.rows.batches(self.at_once):
+            yield {self.name: np.ascontiguousarray(x.numpy())}
+
+
 @dataclass
 class Network:
     """A float graph, ready, and what it is quantized with. rows: of the training split; labels: node → what it is
@@ -44,11 +60,10 @@ class Network:
     def __post_init__(self) -> None:
         self.labels = qdq.labels(self.plain)
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> Requests:
         """A few rows each, where the network takes several at once: NNCF spends as much on a request as on a row."""
-        tensor, at_once = self.version.signature.inputs[0], CALIBRATED if self.version.signature.batched else 1
-        at_once = sensible_batch(self.rows.x.shape[1:], at_once)
-        return [{tensor.name: np.ascontiguousarray(x.numpy())} for x, _ in self.rows.batches(at_once)]
+        at_once = sensible_batch(self.rows.x.shape[1:], CALIBRATED if self.version.signature.batched else 1)
+        return Requests(self.rows, self.version.signature.inputs[0].name, at_once)
 
     def quantize(self, recipe: Recipe, leave: Sequence[str] = ()) -> Any:
         """Raises Unprocessable."""

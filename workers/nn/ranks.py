@@ -9,13 +9,16 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
 Vector = npt.NDArray[np.float64]
+LARGE = 200_000  # numbers, from which on single precision is enough
 
 
 def singular_values(matrix: npt.NDArray[np.float64]) -> Vector:
     """In descending order, from the smaller of the two Gram matrices: accurate enough to choose a rank by."""
     rows, columns = matrix.shape
+    if matrix.size > LARGE:
+        matrix = matrix.astype(np.float32)
     gram = matrix @ matrix.T if rows <= columns else matrix.T @ matrix
-    return np.asarray(np.sqrt(np.clip(np.linalg.eigvalsh(gram)[::-1], 0.0, None)))
+    return np.asarray(np.sqrt(np.clip(np.linalg.eigvalsh(gram)[::-1], 0.0, None)), np.float64)
 
 
 def by_energy(values: Vector, share: float) -> int:

@@ -32,11 +32,11 @@ Samples = Iterator[tuple[torch.Tensor, torch.Tensor]]
 @dataclass(frozen=True)
 class Pair:
     """new: the layer whose weights are fitted. old: the one whose outputs it should give, in the network before.
-    normed: a batch norm comes next, whose new statistics take care of the means."""
+    norm: the batch norm that comes next, if one does: its mean takes up what a bias would."""
 
     new: str
     old: str
-    normed: bool = False
+    norm: str | None = None
 
 
 class _Enough(Exception):
@@ -72,10 +72,9 @@ def refit(
     for done, pair in enumerate(pairs):
         layer = module.get_submodule(pair.new)
         linear = _solvable(layer) if how == "least_squares" else False
+        norm = module.get_submodule(pair.norm) if pair.norm else None
         step = _least_squares if linear else _scale
-        found[pair.new] = step(
-            layer, _batches(module, before, pair, rows, device, seed, linear), keep_zeros, pair.normed
-        )
+        found[pair.new] = step(layer, _batches(module, before, pair, rows, device, seed, linear), keep_zeros, norm)
         tell(done + 1)
     return found
 
@@ -201,7 +200,7 @@ def _moments(x: torch.Tensor, y: torch.Tensor) -> _Moments:
     )  # fmt: skip
 
 
-def _least_squares(layer: nn.Module, samples: Samples, keep_zeros: bool, normed: bool) -> dict[str, Any]:
+def _least_squares(layer: nn.Module, samples: Samples, keep_zeros: bool, norm: nn.Module | None) -> dict[str, Any]:
     bias = getattr(layer, "bias", None)
     weight = weight_of(layer)
     sums: dict[bool, _Moments] = {}
@@ -213,8 +212,8 @@ def _least_squares(layer: nn.Module, samples: Samples, keep_zeros: bool, normed:
     look = every = learn
     if held_back is not None:
         look, every = held_back, learn + held_back
-    if isinstance(bias, torch.Tensor) or normed:
-        # A bias of y - w·x makes all of these errors about the means.
+    if isinstance(bias, torch.Tensor) or norm is not None:
+        # A bias of y - w·x, or a batch norm's mean, makes all of these errors about the means.
         every, look, learn = every.centred(), look.centred(), learn.centred()
     w = weight.detach().double().reshape(every.xx.shape[0], -1, every.xx.shape[1])
     zero = (w == 0) if keep_zeros and bool((w == 0).any()) else None
@@ -235,8 +234,7 @@ def _least_squares(layer: nn.Module, samples: Samples, keep_zeros: bool, normed:
     }
     with torch.no_grad():
         weight.copy_(final.reshape(weight.shape))
-        if isinstance(bias, torch.Tensor):
-            bias.copy_((every.y - torch.einsum("gou,gu->go", final, every.x)).reshape(-1))
+    _take_up(bias, norm, every.y.reshape(-1), torch.einsum("gou,gu->go", final, every.x).reshape(-1))
     return found
 
 
@@ -257,11 +255,11 @@ def _solved(moments: _Moments, w: torch.Tensor, ridge: float, zero: torch.Tensor
     return found
 
 
-def _scale(layer: nn.Module, samples: Samples, keep_zeros: bool, normed: bool) -> dict[str, Any]:
+def _scale(layer: nn.Module, samples: Samples, keep_zeros: bool, norm: nn.Module | None) -> dict[str, Any]:
     bias = getattr(layer, "bias", None)
     batches = list(samples)
     z, y = (torch.cat([b[side] for b in batches]).double() for side in (0, 1))
-    mean_z, mean_y = (z.mean(0), y.mean(0)) if isinstance(bias, torch.Tensor) or normed else (0, 0)
+    mean_z, mean_y = (z.mean(0), y.mean(0)) if isinstance(bias, torch.Tensor) or norm is not None else (0, 0)
     z, y = z - mean_z, y - mean_y
     power = z.square().sum(0)
     factor = torch.where(power > 0, (z * y).sum(0) / power.clamp_min(1e-300), torch.ones_like(power))
@@ -272,10 +270,18 @@ def _scale(layer: nn.Module, samples: Samples, keep_zeros: bool, normed: bool) -
         "how": "scale",
     }
     stretch(layer, factor)
-    if isinstance(bias, torch.Tensor):
-        with torch.no_grad():
-            bias.copy_(mean_y - factor * mean_z)
+    _take_up(bias, norm, torch.as_tensor(mean_y), torch.as_tensor(factor * mean_z))
     return found
+
+
+def _take_up(bias: Any, norm: nn.Module | None, wanted: torch.Tensor, given: torch.Tensor) -> None:
+    """Means of outputs: those wanted, bias and all, and those that the weights alone give now."""
+    with torch.no_grad():
+        if isinstance(bias, torch.Tensor):
+            bias.copy_(wanted - given)
+        elif norm is not None:
+            assert isinstance(norm.running_mean, torch.Tensor)
+            norm.running_mean.add_((given - wanted).to(norm.running_mean))
 
 
 def stretch(layer: nn.Module, factor: torch.Tensor) -> None:

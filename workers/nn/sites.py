@@ -26,7 +26,7 @@ class Site:
     taken: tuple[int, ...]
     made: tuple[int, ...]
     calls: int
-    normed: bool  # nothing but a batch norm takes what it gives
+    norm: str | None  # the batch norm that alone takes what it gives
 
     @property
     def positions(self) -> tuple[int, int]:
@@ -90,13 +90,14 @@ def sites(graph: fx.GraphModule, example: tuple[torch.Tensor, ...]) -> tuple[dic
                 reasons[name] = "it works on a single row"
             else:
                 users = [user for node in nodes for user in node.users]
-                normed = all(u.op == "call_module" and _is_batch_norm(graph, u) for u in users)
-                found[name] = Site(name, layer, tuple(taken.shape[1:]), tuple(made.shape[1:]), len(nodes), normed)
+                sole = len(users) == 1 and len(calls.get(str(users[0].target), [])) == 1
+                norm = str(users[0].target) if sole and _is_batch_norm(graph, users[0]) else None
+                found[name] = Site(name, layer, tuple(taken.shape[1:]), tuple(made.shape[1:]), len(nodes), norm)
     return found, reasons
 
 
 def _is_batch_norm(graph: fx.GraphModule, node: fx.Node) -> bool:
-    layer = graph.get_submodule(str(node.target))
+    layer = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
     return isinstance(layer, _BatchNorm) and layer.track_running_stats
 
 

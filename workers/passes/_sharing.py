@@ -21,6 +21,7 @@ from workers.nn.refit import Pair, stretch
 from workers.nn.sites import Site, exchange, graph_of, must_know, sites, weight_of
 
 Row = dict[str, Any]
+QUICK = 500_000  # kernels: finding permutations for more takes longer than a dry run should
 
 
 @dataclass
@@ -63,7 +64,9 @@ def grouped_conv(spec: ShareSpec, net: Net, dry: bool, masked: bool) -> Made:
     _must_be_some(spec, found, left)
     names = list(found)
     folded = grouping.Folded(copy.deepcopy(graph))
-    if spec.permute:
+    kernels = sum(weight_of(found[n].layer).shape[:2].numel() for n in names)
+    tried = spec.permute and not (dry and kernels > QUICK)
+    if tried:
         starts = 1 if dry else grouping.STARTS
         folded = grouping.fold(graph, net.example(), names, spec.groups, spec.seed, starts)
     made = Made(
@@ -71,7 +74,7 @@ def grouped_conv(spec: ShareSpec, net: Net, dry: bool, masked: bool) -> Made:
         {},
         left,
         folded.module,
-        [Pair(n, n, found[n].normed) for n in names if found[n].calls == 1],
+        [Pair(n, n, found[n].norm) for n in names if found[n].calls == 1],
     )
     plain = copy.deepcopy(graph)
     for name in names:
@@ -79,7 +82,7 @@ def grouped_conv(spec: ShareSpec, net: Net, dry: bool, masked: bool) -> Made:
         share = grouping.group(made.module.get_submodule(name), spec.groups)
         row: Row = {"groups": spec.groups, "in_channels": before.in_channels, "out_channels": before.out_channels}
         row |= {"kept_norm": share, "kept_norm_unpermuted": grouping.group(plain.get_submodule(name), spec.groups)}
-        if spec.permute:
+        if tried:
             row["permuted"] = [side for side in ("in", "out") if side in folded.moved.get(name, [])]
             if len(row["permuted"]) < 2 and (why := folded.why_not or folded.pinned.get(name)):
                 row["pinned"] = why
@@ -88,7 +91,11 @@ def grouped_conv(spec: ShareSpec, net: Net, dry: bool, masked: bool) -> Made:
     whole = sum(energy.values()) or 1.0
     for key in ("kept_norm", "kept_norm_unpermuted"):
         made.total[key] = float(np.sqrt(sum(energy[n] * made.layers[n][key] ** 2 for n in names) / whole))
-    if spec.permute:
+    if spec.permute and not tried:
+        made.notes.append(
+            "The dry run of so large a network leaves its channels in their order: more is kept in truth."
+        )
+    if tried:
         made.plain = plain, graph
         if folded.why_not:
             made.notes.append(f"The channels stay in their order: {folded.why_not}.")
@@ -231,7 +238,7 @@ def _exchanged(
             row["note"] = "VBMF finds nothing but noise in its weights: rank 1 is what is left of it"
         made.layers[name] = row
         if found[name].calls == 1:
-            made.pairs.append(Pair(f"{name}.{last}", name, found[name].normed))
+            made.pairs.append(Pair(f"{name}.{last}", name, found[name].norm))
         size = float(weight_of(found[name].layer).detach().double().square().sum())
         energy, kept = energy + size, kept + size * share**2
     module.graph.lint()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 
@@ -19,30 +19,19 @@ from workers.nn.data import Data
 from workers.nn.export import to_onnx
 from workers.nn.finetune import finetune
 from workers.nn.foretold import foretell
+from workers.nn.guarded import Guarded, figures, verdict
 from workers.nn.leaving import Try, best, leave
 from workers.nn.macs import onnx_macs, onnx_parameters
 from workers.nn.masks import inherited
 from workers.nn.ptq import SYMMETRIC, Recipe, further, recipes
 from workers.nn.quality import Answers, paired, quality
 from workers.nn.quantizing import Network, calibration
-from workers.nn.verdict import judge
 from workers.passes import Outcome
 from workers.passes._source import Source, open_source
 
 SEED = 0
 PLAN = Training(epochs=3, lr=0.001)
 ALONE = 16  # layers left in higher precision whose own drop is measured
-
-
-@dataclass(frozen=True)
-class Guarded:
-    """What the guard came to. alone: node name → the error that its quantization alone makes; drops: what it costs."""
-
-    chosen: Try
-    tries: list[Try]
-    alone: dict[str, float]
-    drops: dict[str, float]
-    recipe: Recipe
 
 
 def run(spec: QuantizeSpec, ctx: Context) -> Outcome:
@@ -216,7 +205,7 @@ def _outcome(
         "after": (folder / "model.onnx").stat().st_size,
         "source": version.bytes,
     }
-    verdict, guard = _verdict(spec, guarded, before, labels)
+    judged, guard = verdict(spec, guarded, before, labels)
     rows = {"rows": len(network.rows), "split": "train", "seed": spec.seed, "dataset": data.ref}
     report |= {
         "recipe": guarded.recipe.told,
@@ -234,7 +223,7 @@ def _outcome(
         "quality_change": change,
         "guard": guard,
         "notes": notes,
-        "figures": _figures(network, guarded, then, now, ctx.split),
+        "figures": figures(labels, guarded, then, now, ctx.split),
     }
     if bytes_["after"] >= bytes_["before"]:
         notes.append("The file did not get smaller: scales and zero points weigh as much as the weights saved.")
@@ -266,64 +255,9 @@ def _outcome(
             "labels": version.labels or record.labels,
             "preprocess": version.preprocess or record.preprocess,
             "trainable": False,
-            "verdict": verdict,
+            "verdict": judged,
             "notes": tuple(notes),
             "details": {"quantized": quantized, "opset": qdq.opset(model)},
         },
         report,
     )
-
-
-def _verdict(
-    spec: QuantizeSpec, guarded: Guarded, before: Answers, labels: dict[str, str]
-) -> tuple[Literal["accepted", "rejected"] | None, dict[str, Any] | None]:
-    """rejected: the bound was not met on the validation split; accepted: the whole interval lies within it; else none:
-    what was asked for holds, and an engine gets a verdict of its own."""
-    bound = spec.max_accuracy_drop
-    if bound is None:
-        return None, None
-    chosen = guarded.chosen
-    found = judge(paired(chosen.found, before), bound)
-    guard = {
-        "split": "val",
-        "max_accuracy_drop": bound,
-        "drop": chosen.drop,
-        "met": chosen.drop <= bound,
-        "difference": dict(found.difference),
-        "told": found.told,
-        "tries": [{"left": [labels[n] for n in t.left], "drop": t.drop} for t in guarded.tries],
-    }
-    if chosen.drop > bound:
-        return "rejected", guard
-    return ("accepted" if found.verdict == "accepted" else None), guard
-
-
-def _figures(network: Network, guarded: Guarded, then: Answers, now: Answers, split: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [
-        {
-            "title": f"{then.name.capitalize()} before and after",
-            "kind": "bars",
-            "x": {"label": "network"},
-            "y": {"label": f"{then.name} on the {split} split"},
-            "series": [{"name": then.name, "x": ["float", "int8"], "y": [then.value(), now.value()]}],
-        }
-    ]
-    if guarded.alone:
-        names = list(guarded.alone)[:40]
-        found.append(
-            {
-                "title": "What quantizing a layer alone does",
-                "kind": "bars",
-                "x": {"label": "layer"},
-                "y": {"label": "relative error of the outputs"},
-                "series": [
-                    {
-                        "name": "error",
-                        "x": [network.labels[n] for n in names],
-                        "y": [guarded.alone[n] for n in names],
-                    }
-                ],
-                "note": f"Left in higher precision: {len(guarded.chosen.left)} of {len(guarded.alone)}.",
-            }
-        )
-    return found

@@ -186,8 +186,8 @@ def _say_of_training(report: dict[str, Any]) -> None:
     found = report["validation"]
     if found["finetuned"] is not None and found["finetuned"] < found["shared"]:
         report["notes"].append(
-            f"Fine-tuning made it worse: {found['finetuned']:.4f} on the validation split, {found['shared']:.4f} before "
-            "it. A lower lr, or more epochs, may help."
+            f"Fine-tuning made it worse: {found['finetuned']:.4f} on the validation split, {found['shared']:.4f} "
+            "before it. A lower lr, or more epochs, may help."
         )
 
 

@@ -123,8 +123,8 @@ def _judged(name: str, better: str, given: dict[str, Answers], asked: JudgeTrial
 
 
 def _histogram(timed: Timed, batch: int) -> dict[str, Any]:
-    """Shares of calls by milliseconds, up to the slowest contestant's 99th percentile."""
-    top = max(float(np.percentile(ms, 99)) for ms in timed.calls.values())
+    """Shares of calls by milliseconds, up to the slowest contestant's 95th percentile."""
+    top = max(float(np.percentile(ms, 95)) for ms in timed.calls.values())
     edges = np.linspace(0, top, BINS + 1)
     series = []
     for name, ms in timed.calls.items():

@@ -1,0 +1,94 @@
+"""A whole search over an estimator, its trials real: equal to scikit-learn's own, and its winner a version."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from search.conftest import Field
+from sklearn.datasets import load_iris
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.model_selection import GridSearchCV
+
+from app.domain.records import Dataset, Job, Split, now
+from app.storage.registry import publish_dataset, put_files
+from workers.passes import apply
+
+GRID = {"n_estimators": [3, 6], "max_depth": [1, 3], "min_samples_split": [2, 5]}
+
+
+@pytest.fixture
+def iris(field: Field, tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Publishes iris@1; gives its training split."""
+    field.parts = replace(field.parts, apply=apply)
+    x, y = load_iris(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    x, y = x[order].astype(np.float32), y[order].astype(np.int64)
+    cuts = {"train": slice(0, 90), "val": slice(90, 110), "test": slice(110, 150)}
+    folder = tmp_path / "iris"
+    folder.mkdir()
+    for name, cut in cuts.items():
+        np.save(folder / f"x_{name}.npy", x[cut])
+        np.save(folder / f"y_{name}.npy", y[cut])
+    files, size = put_files(field.parts.artifacts, folder, "datasets/iris/files/1")
+    record = Dataset(
+        name="iris", version=1, kind="arrays", folder="datasets/iris/files/1", files=files, bytes=size, x_shape=(4,),
+        x_dtype="float32", y_dtype="int64", classes=3, split_note="given", created_at=now(),
+        splits={n: Split(rows=len(x[c]), x=f"x_{n}.npy", y=f"y_{n}.npy") for n, c in cuts.items()},
+    )  # fmt: skip
+    publish_dataset(field.parts.artifacts, field.parts.catalog, record)
+    return x[cuts["train"]], y[cuts["train"]]
+
+
+def run(field: Field, **asked: Any) -> Job:
+    spec = {"kind": "search", "dataset": "iris", "estimator": "random_forest", "cv": 3, "space": GRID} | asked
+    job = Job(id="s1", kind="search", spec=spec, dataset="iris@1", created_at=now())
+    field.parts.queue.enqueue(field.parts.catalog.add(job))
+    return field.finish("s1")
+
+
+def test_a_grid_is_grid_search_cv(field: Field, iris: tuple[np.ndarray, np.ndarray]) -> None:
+    job = run(field, sampler="grid", model="forest")
+    assert job.status == "succeeded", job.error
+    assert job.result is not None
+    found = job.result.report
+    theirs = GridSearchCV(RandomForestClassifier(random_state=0), GRID, cv=3).fit(*iris)
+    assert found["best_params"] == theirs.best_params_
+    assert [row["params"] for row in found["cv_results"]] == list(theirs.cv_results_["params"])
+    assert [row["mean_test_score"] for row in found["cv_results"]] == list(theirs.cv_results_["mean_test_score"])
+    assert found["trials"]["complete"] == 8
+    assert found["quality"]["split"] == "test"
+    assert job.result.model == "forest@1"
+    version = field.parts.catalog.version("forest", 1)
+    assert (version.format, version.made_by.job) == ("onnx", "s1")
+    assert job.history
+
+
+@pytest.mark.parametrize("more", [{"sampler": "grid", "pruner": "halving"}, {"sampler": "tpe", "trials": 5}])
+def test_other_ways(field: Field, iris: tuple[np.ndarray, np.ndarray], more: dict[str, Any]) -> None:
+    job = run(field, **more)
+    assert job.status == "succeeded", job.error
+    assert job.result is not None
+    assert job.result.model == "iris-random_forest@1"
+    if "pruner" in more:
+        rows = [row["rows"] for row in job.result.report["cv_results"]]
+        assert rows == sorted(rows)
+        assert len(set(rows)) > 1
+
+
+def test_what_scikit_learn_refuses_fails_at_once(field: Field, iris: tuple[np.ndarray, np.ndarray]) -> None:
+    job = run(field, space={"max_dept": [1]}, sampler="grid")
+    assert job.status == "failed"
+    assert job.error is not None
+    assert "max_dept" in job.error["detail"]
+    assert field.parts.catalog.trials.of("s1") == {}
+
+
+def test_where_every_candidate_fails_the_search_does(field: Field, iris: tuple[np.ndarray, np.ndarray]) -> None:
+    job = run(field, estimator="knn", space={"n_neighbors": [70, 80]}, sampler="grid")
+    assert job.status == "failed", job.result
+    assert job.error is not None
+    assert job.error["code"] == "all_failed"
