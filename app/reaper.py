@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from app.domain.records import Job, Status
-from app.errors import NotFound, WorkerLost
+from app.errors import WorkerLost
 from app.queue import Queue
 from app.settings import Settings
 from app.storage.catalog import Catalog, Stale

@@ -34,7 +34,8 @@ def imported_by(statement: str) -> set[str]:
         # What only some requests need, or nobody who serves: each would be megabytes in every app.
         (
             "import app.http, app.main; app.main.create_app(app.main.Settings())",
-            {"PIL", "google", "httpx", "matplotlib", "onnx", "onnxruntime", "openvino", "pandas", "pyarrow", "requests", "scipy"},
+            {"PIL", "google", "httpx", "matplotlib", "onnx", "onnxruntime", "openvino", "pandas"}
+            | {"pyarrow", "requests", "scipy"},
         ),
         ("import workers.main, workers.listen", {"torch", "transformers", "fastapi"}),
         ("import workers.run", {"torch", "transformers", "fastapi"}),

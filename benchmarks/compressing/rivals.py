@@ -1,4 +1,4 @@
-"""What else one could do with the same data and the same budget of epochs; each ends as an engine of the same runtime."""
+"""What else one could do with the same data and budget of epochs; each ends as an engine of the same runtime."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def _mnist(shared: Path) -> Task:
                 return torch.log_softmax(self.fc2(x), dim=1)
 
         made = Official()
-        made.load_state_dict(torch.load(shared / "models" / "mnist_cnn_official_example.pt", weights_only=True, map_location="cpu"))
+        made.load_state_dict(_checkpoint(shared, "mnist_cnn_official_example.pt"))
         return made
 
     def arrays() -> Arrays:
@@ -93,7 +93,7 @@ def _mnist(shared: Path) -> Task:
 def _cifar(shared: Path) -> Task:
     def network() -> nn.Module:
         made = ResNet20(3)
-        state = torch.load(shared / "models" / "cifar10_resnet20.th", weights_only=True, map_location="cpu")["state_dict"]
+        state = _checkpoint(shared, "cifar10_resnet20.th")["state_dict"]
         made.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
         return made
 
@@ -129,6 +129,10 @@ def _fashion(shared: Path) -> Task:
          "finetune": {"epochs": 4, "batch_size": 128, "lr": 0.02, "weight_decay": 5e-4}},
         {1: 2.5, 32: 5.0}, train=training,
     )  # fmt: skip
+
+
+def _checkpoint(shared: Path, name: str) -> Any:
+    return torch.load(shared / "models" / name, weights_only=True, map_location="cpu")
 
 
 class Block(nn.Module):

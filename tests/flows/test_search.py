@@ -137,7 +137,7 @@ def test_everything_is_stopped_and_started_again(tmp_path: Path, digits: dict[st
     service = start_service(tmp_path / "data", workers=1)
     push(service, digits)
     with Client(service.url) as client:
-        id = search(client, SHORT | {"epochs": 60}, parallel=4)
+        id = search(client, SHORT | {"epochs": 15}, parallel=4)
         until(lambda: len(client.jobs.get(id).history) >= 1)
     assert service.stop() == 0
     service = start_service(tmp_path / "data", workers=1)
@@ -146,7 +146,7 @@ def test_everything_is_stopped_and_started_again(tmp_path: Path, digits: dict[st
     os.kill(service.process.pid, signal.SIGKILL)  # and nobody has said goodbye
     for process in processes_of(tmp_path / "data"):
         process.kill()
-    service.process.wait()
+    service.stop()
     service = start_service(tmp_path / "data", workers=1)
     try:
         with Client(service.url) as client:

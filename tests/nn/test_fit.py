@@ -116,3 +116,11 @@ def test_outputs_that_do_not_fit_the_classes_are_refused(bands: Data, listener: 
 def test_bf16_trains_on_a_cpu_too(bands: Data, listener: Listener) -> None:
     fit(network(), bands, Training(epochs=2, amp="bf16"), listener)
     assert np.isfinite(listener.rows[-1]["loss"])
+
+
+def test_weights_come_back_in_rows(bands: Data, listener: Listener) -> None:
+    """Pictures are trained on with the channels last; what comes after knows nothing of that."""
+    module = network()
+    strides = [t.stride() for t in module.state_dict().values()]
+    fit(module, bands, Training(epochs=1), listener)
+    assert [t.stride() for t in module.state_dict().values()] == strides

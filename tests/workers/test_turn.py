@@ -1,4 +1,4 @@
-"""Jobs that wait for their trials: steps and trials as one process, or several, do them; nothing is missed or done twice."""
+"""Jobs that wait for their trials: steps and trials in one process, or in several; nothing is missed or done twice."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_a_lost_step_is_taken_again_and_one_that_always_dies_is_given_up(parts: 
 
 
 def test_what_a_process_was_doing_when_it_died(parts: Parts, log: Log) -> None:
-    """A process that was started for a step dies in the trial that it took after: its worker brings that back at once."""
+    """A process that was started for a step dies in the trial that it took after: its worker looks up which it was."""
 
     def die(ctx: Context) -> None:
         held.append(parts.catalog.trials.held(delivery))

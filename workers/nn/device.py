@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
@@ -29,13 +31,20 @@ def layout(module: nn.Module, data: Data, device: str) -> torch.memory_format:
     if not _sees_pictures(module, data):
         return torch.preserve_format
     x, _ = data.train.take(torch.arange(min(2, len(data.train))))
-    module.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch's stubs lack it
     try:
+        trial = copy.deepcopy(module).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         with torch.no_grad():
-            module(x.to(device, memory_format=torch.channels_last))
+            trial(x.to(device, memory_format=torch.channels_last))
     except RuntimeError:
-        return torch.contiguous_format
+        return torch.preserve_format
     return torch.channels_last
+
+
+def plain(module: nn.Module) -> None:
+    """Puts weights back into rows, strides and all: `contiguous` would leave those of a single channel as they are."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
 
 
 def cuda_devices() -> list[int]:

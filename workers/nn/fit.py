@@ -17,7 +17,7 @@ from workers.context import Context
 from workers.nn.augment import augment_for
 from workers.nn.checkpoint import PERIOD_S, Checkpoints, Weights
 from workers.nn.data import Data
-from workers.nn.device import autocast, bf16, layout
+from workers.nn.device import autocast, bf16, layout, plain
 from workers.nn.loss import distillation_for, loss_for
 from workers.nn.measure import between_steps
 from workers.nn.predict import eager, first, sensible_batch
@@ -174,7 +174,9 @@ def fit(
 
     if best is not None:
         module.load_state_dict(best)
-    module.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # torch's stubs lack it
+    if format == torch.channels_last:
+        plain(module)
+    module.eval()
     return done
 
 
