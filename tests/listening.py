@@ -27,6 +27,12 @@ class Listener:
     def progress(self, done: float, total: float | None = None, unit: str = "", phase: str | None = None) -> None:
         assert total is None or 0 <= done <= total
 
+    def recalled(self, path: Path) -> bool:
+        return False
+
+    def share(self, path: Path) -> None:
+        return None
+
     def metrics(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from app import tracing
 from app.domain.records import Dataset, Job, Version, parse_ref
-from app.errors import NotFound, Unprocessable
-from app.settings import Settings
+from app.errors import NotFound, Problem, Unprocessable
+from app.settings import MiB, Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
 from app.storage.registry import fetch_files
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from workers.nn.data import Data
 
 CHECKPOINTS_KEPT = 2
+# Where trials share files, and the most that one may take, in bytes.
+SHARED, SHARED_BYTES = "trials/shared", 64 * MiB
 
 
 @dataclass
@@ -144,6 +147,24 @@ class Context:
     def given(self, version: Version, folder: Path) -> None:
         """From here on `source` knows a version that is not published, by its ref."""
         self._sources[version.ref] = version, folder
+
+    def recalled(self, path: Path) -> bool:
+        """Whether another trial has made this very file already: then it is there now. Its name tells its content."""
+        if self.job.parent is None:
+            return False
+        unfinished = path.with_suffix(".part")
+        try:
+            self.artifacts.fetch(f"{SHARED}/{path.name}", unfinished)
+        except Problem:
+            return False
+        unfinished.rename(path)
+        return True
+
+    def share(self, path: Path) -> None:
+        """Keeps a file for other trials, where it is not large; it is swept away as what trials keep is."""
+        if self.job.parent is not None and path.stat().st_size <= SHARED_BYTES:
+            with suppress(Problem):
+                self.artifacts.put_file(path, f"{SHARED}/{path.name}")
 
     def clear_checkpoints(self) -> None:
         self.artifacts.delete_all(self._checkpoints)

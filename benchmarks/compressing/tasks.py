@@ -165,7 +165,8 @@ class ResNet20(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean((2, 3)))
+        logits: torch.Tensor = self.linear(x.mean((2, 3)))
+        return logits
 
 
 def _cut(

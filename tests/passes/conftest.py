@@ -78,11 +78,13 @@ class Bench:
         )  # fmt: skip
         return publish_dataset(self.artifacts, self.catalog, draft)
 
-    def context(self, spec: dict[str, Any], id: str | None = None, attempt: int = 1) -> Context:
+    def context(
+        self, spec: dict[str, Any], id: str | None = None, attempt: int = 1, parent: str | None = None
+    ) -> Context:
         id = id or f"job{next(self._ids)}"
         job = Job(
             id=id, kind=spec["kind"], spec=spec, model=spec.get("model"), dataset=spec.get("dataset"), created_at=now(),
-            status="running", attempt=attempt,
+            status="running", attempt=attempt, parent=parent,
         )  # fmt: skip
         self.catalog.add(job)
         scratch = self.folder / f"scratch-{id}-{attempt}"

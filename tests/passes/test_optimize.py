@@ -48,7 +48,7 @@ def _run(bench: Bench, parent: Job, waits: Waits) -> None:
         )  # fmt: skip
         assert bench.catalog.trials.add(job, parent.attempt)
         bench.catalog.moved(job.id, was={"queued"}, to="running", attempt=1)
-        ctx = bench.context(asked, id=f"of-{job.id}")
+        ctx = bench.context(asked, id=f"of-{job.id}", parent=parent.id)
         try:
             outcome = apply(specs.parse(asked), ctx)
             assert isinstance(outcome, Outcome)
@@ -101,6 +101,7 @@ def test_it_races_chooses_on_val_and_proves_on_test(ready: Bench) -> None:
     assert teachers
     assert set(teachers) == {"net@1"}
     assert not found.cache_hit
+    assert len(list(ready.artifacts.keys("trials/shared"))) == 1  # the original was asked once for all of them
 
     again = optimize(ready, trials=2, passes=["prune"], max_accuracy_drop=0.1)
     assert again.cache_hit

@@ -83,13 +83,14 @@ class Teacher:
         if not fits or plan.augment != "none" or (self.network is not None and plan.epochs == 1):
             return
         path = (ctx.fetched or ctx.scratch) / f"teacher-{self.key}{'-bf16' if bf16 else ''}.npy"
-        if not path.exists():  # a job that fine-tunes several times asks once
+        if not path.exists() and not ctx.recalled(path):  # a job that fine-tunes several times asks once
             with (
                 autocast(ctx.device, bf16=bf16),
                 torch.random.fork_rng(cuda_devices()),
             ):  # what it draws must not shift what the student draws
                 torch.manual_seed(plan.seed)
                 self._write(path, data, tuple(row.shape), ctx, turn)
+            ctx.share(path)
         self.known = torch.from_numpy(np.asarray(np.load(path, mmap_mode="c")))
 
     def look(self, x: torch.Tensor) -> torch.Tensor:
@@ -190,10 +191,10 @@ def _torchscript(version: Version, folder: Path, ctx: Context) -> Ask:
 
 
 def _key(version: Version, folder: Path, data: Data) -> str:
+    """The same wherever the same network is asked for the same rows."""
     rows = data.train
-    told = (
-        f"{version.ref} {version.created_at} {sorted(version.files.items())} {folder} {data.ref} {rows.dtype}".encode()
-    )
+    network: object = sorted(version.files.items()) or str(folder)
+    told = f"{version.format} {network} {sorted(data.record.files.items())} {rows.dtype}".encode()
     index = b"" if rows.index is None else rows.index.numpy().tobytes()
     return hashlib.sha256(told + index).hexdigest()[:16]
 

@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.domain.specs import OptimizeSpec, Training
+from app.runtimes import _cpu
 
 # For a candidate that lost weights: enough to recover, little enough for many candidates.
-USUAL_TRAINING = Training(epochs=4, batch_size=128, lr=0.02, weight_decay=1e-4, schedule="onecycle", alpha=0.7)
+USUAL_TRAINING = Training(epochs=4, batch_size=128, lr=0.02, weight_decay=1e-4, schedule="onecycle", alpha=0.5)
 CALIBRATION = 300
+# Multiply-adds of a row from which bfloat16 makes a step of training shorter on a CPU that has it: a ResNet-20 for
+# 32×32 pictures (41 million) took 0.6 times as long, a LeNet (half a million) 1.08 times.
+BF16_MACS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,8 @@ class Design:
         return " · ".join([*(parts or ["as it is"]), self.precision, self.target])
 
 
-def chain(design: Design, spec: OptimizeSpec) -> list[dict[str, Any]]:
-    """The specs that make it from spec.model. The teacher of every training is the original."""
-    training = training_of(spec)
+def chain(design: Design, spec: OptimizeSpec, training: dict[str, Any]) -> list[dict[str, Any]]:
+    """The specs that make it from spec.model. training: as `training_of` gives it."""
     links: list[dict[str, Any]] = []
     if design.tuned:
         links.append({"kind": "train", **training})
@@ -61,7 +64,11 @@ def chain(design: Design, spec: OptimizeSpec) -> list[dict[str, Any]]:
     return links
 
 
-def training_of(spec: OptimizeSpec) -> dict[str, Any]:
-    """The fields of every fine-tuning, the baseline's and the candidates': equal data, equal budget, one teacher."""
+def training_of(spec: OptimizeSpec, macs: int | None) -> dict[str, Any]:
+    """The fields of every fine-tuning, the baseline's and the candidates': equal data, equal budget, and one teacher,
+    the original."""
     given = spec.finetune or USUAL_TRAINING.model_copy(update={"seed": spec.seed})
-    return given.model_dump(mode="json") | {"teacher": given.teacher or spec.model}
+    fields = given.model_dump(mode="json") | {"teacher": given.teacher or spec.model}
+    if given.amp == "auto" and (macs or 0) >= BF16_MACS and _cpu.has_bf16():
+        fields["amp"] = "bf16"
+    return fields

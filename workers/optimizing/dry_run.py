@@ -71,7 +71,7 @@ def _trained(spec: OptimizeSpec, version: Version, ctx: Context) -> float:
     net = load(folder, source)
     data = ctx.dataset().fit_to(net.signature)
     ctx.progress(0, None, phase="a few steps of training, on a copy")
-    return forecast.training(net, data, Training.model_validate(training_of(spec)), ctx)
+    return forecast.training(net, data, Training.model_validate(training_of(spec, version.macs)), ctx)
 
 
 def _exact(ref: str) -> tuple[str, int]:

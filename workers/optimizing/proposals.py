@@ -1,4 +1,4 @@
-"""What to try next: a few openers that are usually good, then Optuna's samplers, from what was found so far."""
+"""What to try next: a bisection for the amount that can go, then Optuna's samplers, from what was found so far."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ class Room:
 AMOUNTS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
 ROUND_TO = (1, 4, 8, 16)
 GROUPS = (2, 4)
+# The first designs look for the amount that can go, by bisection; then the sampler has something to go by.
+OPENERS, FIRST = 4, 0.35
 
 
 def propose(spec: OptimizeSpec, room: Room, past: Sequence[Tried], number: int, least: float) -> Design | None:
@@ -44,9 +46,10 @@ def propose(spec: OptimizeSpec, room: Room, past: Sequence[Tried], number: int, 
     if room.is_empty:
         return None
     known = [dict(tried.params) for tried in past]
-    for params in _openers(room):
-        if number < len(_openers(room)) and params not in known:
-            return design_of(params)
+    if number < OPENERS:
+        for params in _openers(room, past, least):
+            if params not in known:
+                return design_of(params)
     study = _study(spec, room, past, number, least)
     for _ in range(30):
         trial = study.ask()
@@ -69,16 +72,23 @@ def design_of(params: dict[str, Any]) -> Design:
     return Design(target, precision, prune=prune, share=share, params=params)
 
 
-def _openers(room: Room) -> list[dict[str, Any]]:
-    """The narrowest precision first: half of the channels, then less, then more."""
+def _openers(room: Room, past: Sequence[Tried], least: float) -> list[dict[str, Any]]:
+    """The narrowest precision, and the amount halved in: more where the last one held the bound, less where not."""
     order = {"int8": 0, "fp16": 1, "bf16": 2, "tf32": 3, "fp32": 4}
-    engines = sorted(room.engines, key=lambda engine: order.get(engine.partition(":")[2], 9))
-    found = []
-    if "prune" in room.compress:
-        for amount in (0.5, 0.3, 0.7):
-            found.append({"engine": engines[0], "compress": "prune", "amount": amount, "scope": "layer", "round_to": 8})
-    if "share" in room.compress:
-        found.insert(1, {"engine": engines[0], "compress": "share", "groups": 2})
+    engine = min(room.engines, key=lambda engine: (order.get(engine.partition(":")[2], 9), room.engines.index(engine)))
+    if "prune" not in room.compress:
+        return [{"engine": engine, "compress": "share", "groups": groups} for groups in GROUPS]
+    fields = {"engine": engine, "compress": "prune", "scope": "layer", "round_to": 8}
+    low, high = 0.0, 0.9
+    for tried in past:
+        if tried.quality is not None and all(tried.params.get(name) == value for name, value in fields.items()):
+            amount = float(tried.params["amount"])
+            low, high = (max(low, amount), high) if tried.quality >= least else (low, min(high, amount))
+    middle = FIRST if (low, high) == (0.0, 0.9) else (low + high) / 2
+    amount = min(AMOUNTS, key=lambda a: abs(a - middle))
+    found = [{**fields, "amount": amount}]
+    if "share" in room.compress and past:
+        found.append({"engine": engine, "compress": "share", "groups": GROUPS[0]})
     return found
 
 

@@ -11,7 +11,7 @@ from app import runtimes
 from app.domain.records import Job, Version
 from app.domain.specs import OptimizeSpec
 from app.errors import Unavailable
-from workers.optimizing.designs import Design, chain
+from workers.optimizing.designs import Design, chain, training_of
 from workers.optimizing.front import Candidate
 from workers.optimizing.proposals import Room, Tried, propose
 
@@ -28,6 +28,7 @@ class Race:
     plain: dict[str, Design]
     tuned: dict[str, Design]
     room: Room
+    training: dict[str, Any]
     trials: Mapping[str, Job]
 
     @property
@@ -150,8 +151,8 @@ class Race:
         measure = {"batch": self.batch, "against": base["kept"] if base else None, "at_least": at_least}
         return {
             "kind": "trial", "role": "chain", "model": self.model, "dataset": self.dataset, "number": number,
-            "seed": self.spec.seed, "chain": chain(design, self.spec), "measure": measure, "told": design.told(),
-            "params": dict(design.params),
+            "seed": self.spec.seed, "chain": chain(design, self.spec, self.training), "measure": measure,
+            "told": design.told(), "params": dict(design.params),
         }  # fmt: skip
 
 
@@ -164,7 +165,7 @@ def race_of(spec: OptimizeSpec, version: Version, dataset: str, trials: Mapping[
     compress = [kind for kind in ("prune", "share") if kind in spec.passes] if version.trainable else []
     both = ("prune+share",) if len(compress) == 2 else ()
     room = Room(tuple(f"{t}:{p}" for t, p in engines), (*compress, *both))
-    return Race(spec, version.ref, dataset, plain, tuned, room, trials)
+    return Race(spec, version.ref, dataset, plain, tuned, room, training_of(spec, version.macs), trials)
 
 
 def _precisions(target: str, spec: OptimizeSpec) -> list[str]:

@@ -1,0 +1,144 @@
+"""The closed loop on real networks, beside what one could do by hand with the same data and budget.
+
+    python benchmarks/compression.py [--tasks digits,mnist] [--seeds 0,1,2] [--shared ../shared/data] [--out FOLDER]
+
+Each task runs in a service of its own: the network is uploaded, trained where it comes without weights, and given to
+an `optimize` job. Then the rivals are made, through the same service where they are jobs. All of them, torch eager too,
+are measured in turns in one process, with equal threads. Accuracies are those of the test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from enginesmith import Client
+
+from app.domain.records import Version
+from benchmarks.compressing.rivals import rivals
+from benchmarks.compressing.tasks import Task, tasks
+from demo.service import service
+from workers.trials.speed import race
+
+ROOT = Path(__file__).resolve().parents[1]
+EAGER, OURS = "torch eager", "optimize"
+
+
+class Alone:
+    """What a race asks of a job's context, where there is no job."""
+
+    threads = os.cpu_count() or 1
+
+    def progress(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tasks", default="digits")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    given = parser.parse_args()
+    known = tasks(given.shared)
+    results = []
+    for name in given.tasks.split(","):
+        if name not in known:
+            print(f"skipped {name}: it needs checkpoints that are not here", flush=True)
+            continue
+        for seed in given.seeds.split(","):
+            found = run(known[name], int(seed))
+            results.append(found)
+            print(told(found), flush=True)
+            given.out.mkdir(parents=True, exist_ok=True)
+            (given.out / "compression.json").write_text(json.dumps(results, indent=1))
+            (given.out / "compression.txt").write_text("\n".join(map(told, results)))
+    return 0
+
+
+def run(task: Task, seed: int) -> dict[str, Any]:
+    """Everything of one task with one seed."""
+    arrays = task.arrays()
+    with ExitStack() as stack:
+        url, _ = stack.enter_context(service())
+        client = Client(url)
+        torch.manual_seed(seed)
+        client.push(task.network().eval(), task.name, example=torch.zeros(1, *arrays["x"].shape[1:]))
+        client.datasets.push(task.name, **arrays)
+        model = f"{task.name}@1"
+        if task.train is not None:
+            made = client.jobs.submit("train", model=model, dataset=task.name, seed=seed, wait=True, **task.train)
+            model = str(made.result["model"])
+        began = time.monotonic()
+        asked = {**task.asked, "finetune": {**task.asked["finetune"], "seed": seed}, "seed": seed}
+        job = client.jobs.submit("optimize", model=model, dataset=task.name, targets=["openvino"], wait=True, **asked)
+        minutes = (time.monotonic() - began) / 60
+        engines, failed = rivals(task, arrays, client, model, seed)
+        engines[OURS] = str(job.result["model"])
+        report = job.result["report"]
+        for row in report["front"]:
+            engines.setdefault(f"front: {row['design']}", row["model"])
+        versions = {EAGER: client.models.version(model)} | {n: client.models.version(r) for n, r in engines.items()}
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        contestants = {name: _held(client, version.ref, folder) for name, version in versions.items()}
+    rows = {name: _row(version) for name, version in versions.items()}
+    for batch in sorted({1, *task.aims}):
+        timed = race(contestants, "plain fp32", batch, Alone())  # type: ignore[arg-type]
+        for name in contestants:
+            rows[name]["ms"][batch] = timed.latencies[name].p50_ms
+            rows[name]["times"][batch] = asdict(timed.ratios[name])
+    return {
+        "task": task.name, "seed": seed, "minutes": minutes, "verdict": job.result["verdict"], "aims": task.aims,
+        "winner": report["winner"]["design"], "told": report["verdict"]["told"],
+        "notes": [*task.notes, *report["notes"]],
+        "rows": rows, "failed": failed, "threads": Alone.threads, "load": os.getloadavg(), "table": report["table"],
+    }  # fmt: skip
+
+
+def _held(client: Client, ref: str, folder: Path) -> tuple[Version, Path]:
+    record = {k: v for k, v in dict(client.models.version(ref)).items() if k in Version.model_fields}
+    return Version.model_validate(record | {"folder": "."}), client.models.download(ref, folder / ref)
+
+
+def _row(version: Any) -> dict[str, Any]:
+    quality = version["metrics"]["quality"] or {}
+    return {
+        "ref": version["ref"], "parameters": version["parameters"], "bytes": version["bytes"],
+        "verdict": version["verdict"], "accuracy": quality.get("value"), "low": quality.get("low"),
+        "high": quality.get("high"), "rows": quality.get("n"), "ms": {}, "times": {},
+    }  # fmt: skip
+
+
+def told(found: dict[str, Any]) -> str:
+    """The table of one run."""
+    batches = sorted({int(batch) for row in found["rows"].values() for batch in row["ms"]})
+    head = "".join(f"{f'ms at {b}':>10}{'×':>7}" for b in batches)
+    lines = [
+        f"{found['task']}, seed {found['seed']}: {found['winner']} ({found['verdict']}, {found['minutes']:.1f} min, "
+        f"{found['threads']} threads, load {found['load'][0]:.1f})",
+        f"{'':44}{'parameters':>11}{'accuracy, % [95 %]':>24}{head}",
+    ]
+    for name, row in sorted(found["rows"].items(), key=lambda pair: pair[1]["times"][batches[0]]["ratio"]):
+        low, value, high = (100 * (row[part] or 0) for part in ("low", "accuracy", "high"))
+        accuracy = f"{value:.2f} [{low:.1f}, {high:.1f}]" if row["rows"] else ""
+        figures = "".join(f"{row['ms'][b]:>10.3f}{row['times'][b]['ratio']:>6.2f}×" for b in batches)
+        lines.append(f"{name[:43]:44}{row['parameters'] or 0:>11,}{accuracy:>24}{figures}")
+    lines += [f"{name}: none ({why})" for name, why in found["failed"].items()]
+    lines += [f"aim at batch {batch}: {aim}×" for batch, aim in found["aims"].items()]
+    return "\n".join([*lines, *found["notes"], ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
