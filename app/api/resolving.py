@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from app.api.checking import compressing, optimizing, quantizing, searching, teaching
+from app.api.checking import compressing, fitting, optimizing, quantizing, searching, teaching
 from app.domain.compression import check_int8
 from app.domain.records import Dataset, Version, parse_ref
 from app.domain.specs import (
@@ -24,7 +24,6 @@ from app.storage.catalog import Catalog
 
 CONVERTIBLE = frozenset({"torch", "onnx", "torchscript"})
 _GPU_TARGETS = frozenset({"tensorrt"})
-_FAMILIES = {"f": ("float16", "bfloat16", "float32", "float64"), "b": ("bool",)}
 
 
 class Resolved(NamedTuple):
@@ -53,7 +52,7 @@ def resolve(spec: Spec, catalog: Catalog) -> Resolved:
     dataset = _dataset(spec.dataset, catalog) if spec.dataset else None
     stored = teaching.exact(spec.model_dump(mode="json"), catalog)
     if dataset is not None:
-        check_fits(version, dataset)
+        fitting.check(version, dataset)
     if isinstance(spec, PruneSpec | ShareSpec) and spec.layers:
         _check_layers(spec.layers, version)
     if isinstance(spec, EvaluateSpec) and spec.baseline:
@@ -83,7 +82,7 @@ def _resolve_search(spec: SearchSpec, catalog: Catalog) -> Resolved:
         return Resolved(spec.model_dump(mode="json"), None, dataset.ref, choose_queue(spec, workers), warnings)
     first = searching.first_kind(spec)
     version = _pick(str(spec.model), MENU[first].needs, catalog, f"a search whose chain begins with {first}")
-    check_fits(version, dataset)
+    fitting.check(version, dataset)
     warnings = _warnings(spec, version, dataset, catalog)
     links = searching.links_of(spec)
     if isinstance(links[0], PruneSpec | ShareSpec) and links[0].layers:
@@ -155,7 +154,8 @@ def _pick(ref: str, needs: str, catalog: Catalog, kind: str, field: str = "model
 
 def _unusable(version: Version, needs: str, kind: str) -> Problem:
     if needs == "trainable":
-        told = f" ({'; '.join(version.notes[:2])})" if version.notes else ""
+        # An import's notes say why; those of other jobs are about what they did.
+        told = f" ({'; '.join(version.notes[:2])})" if version.notes and version.parent is None else ""
         return Conflict(
             f"{version.ref} is {_told_format(version)}, which {kind} cannot start from{told}",
             code="not_trainable",
@@ -235,92 +235,3 @@ def _check_target(spec: ConvertSpec, workers: list[dict[str, Any]]) -> None:
             code="target_unavailable",
             hint=f"it can do {', '.join(precisions)}",
         )
-
-
-def check_fits(version: Version, dataset: Dataset) -> None:
-    """Whether rows and targets of a data set are what a model takes and gives. Raises Unprocessable."""
-    inputs = version.signature.inputs
-    if len(inputs) != 1:
-        names = ", ".join(t.name for t in inputs)
-        raise _mismatch(
-            f"{version.ref} takes {len(inputs)} inputs ({names}), and a data set has one array",
-            "leave out `dataset` where the job can do without: convert can",
-        )
-    tensor = inputs[0]
-    taken = _row_shape(tensor.shape, tensor.batch_axis)
-    if not any(_shapes_fit(shape, dataset.x_shape) for shape in taken):
-        raise _mismatch(
-            f"{version.ref} takes rows of shape {_dims(taken[0])}, "
-            f"and those of {dataset.ref} are {_dims(dataset.x_shape)}",
-            _layout_hint(taken[0], dataset.x_shape),
-        )
-    if _family(tensor.dtype) != _family(dataset.x_dtype):
-        raise _mismatch(
-            f"{version.ref} takes {tensor.dtype}, and {dataset.ref} has {dataset.x_dtype}",
-            f"upload x as {tensor.dtype}, scaled as the model was trained",
-        )
-    _check_targets_fit(version, dataset)
-
-
-def _check_targets_fit(version: Version, dataset: Dataset) -> None:
-    if not version.signature.outputs:
-        return
-    output = version.signature.outputs[0]
-    width = output.shape[-1] if len(output.shape) >= 2 else None
-    if dataset.classes is not None:
-        if width is not None and width > 1 and dataset.classes > width:
-            raise _mismatch(
-                f"{dataset.ref} has {dataset.classes} classes, and {version.ref} tells {width} apart",
-                "a network with a wider last layer, or a data set with fewer classes",
-            )
-        if (
-            version.labels
-            and dataset.labels
-            and version.labels != dataset.labels
-            and set(version.labels) == set(dataset.labels)
-        ):
-            raise _mismatch(
-                f"{version.ref} and {dataset.ref} have the same labels in another order",
-                f"upload the data set with `labels`: {list(version.labels[:20])}",
-            )
-    elif len(dataset.y_shape) <= 1 and width is not None and width > 0:
-        wanted = dataset.y_shape[0] if dataset.y_shape else 1
-        if width != wanted:
-            raise _mismatch(
-                f"{dataset.ref} has {wanted} number{'s' if wanted > 1 else ''} a row to predict, "
-                f"and {version.ref} gives {width}",
-                "give y as integers if they are classes",
-            )
-
-
-def _row_shape(shape: tuple[int, ...], batch_axis: int | None) -> list[tuple[int, ...]]:
-    """What one row may look like. A model of fixed batch 1 may not say that its first axis is one."""
-    if batch_axis is not None:
-        return [shape[:batch_axis] + shape[batch_axis + 1 :]]
-    return [shape, shape[1:]] if shape[:1] == (1,) else [shape]
-
-
-def _shapes_fit(wanted: tuple[int, ...], found: tuple[int, ...]) -> bool:
-    return len(wanted) == len(found) and all(w in (-1, f) for w, f in zip(wanted, found, strict=True))
-
-
-def _layout_hint(wanted: tuple[int, ...], found: tuple[int, ...]) -> str:
-    if len(wanted) == len(found) == 3 and _shapes_fit(wanted, (found[2], found[0], found[1])):
-        return "the channels are last: x.transpose(0, 3, 1, 2)"
-    if len(wanted) == len(found) == 3 and _shapes_fit(wanted, (found[1], found[2], found[0])):
-        return "the channels are first: x.transpose(0, 2, 3, 1)"
-    return "arrays are what the model takes, in its own layout"
-
-
-def _family(dtype: str) -> str:
-    return next((family for family, names in _FAMILIES.items() if dtype in names), "i")
-
-
-def _dims(shape: tuple[int, ...]) -> str:
-    return f"[{', '.join('any' if n == -1 else str(n) for n in shape)}]"
-
-
-def _mismatch(detail: str, hint: str) -> Problem:
-    return Unprocessable(
-        detail, code="dataset_mismatch", hint=hint, errors=[{"loc": ["dataset"], "msg": "does not fit the model"}]
-    )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import difflib
 import itertools
+import json
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -80,9 +81,9 @@ def place_of(key: str, chain: Sequence[Mapping[str, Any]]) -> Place:
     kinds = [str(link.get("kind")) for link in chain]
     index: int | None = None
     if steps[0].isdecimal():
+        if len(steps[0]) > 4 or int(steps[0]) >= len(chain):
+            raise _bad_key(key, f"there is no link {steps[0][:20]}: the chain has {len(chain)}, counted from 0")
         index, steps = int(steps[0]), steps[1:]
-        if index >= len(chain):
-            raise _bad_key(key, f"there is no link {index}: the chain has {len(chain)}, counted from 0")
     if len(steps) < 2 or not all(steps):
         raise _bad_key(key, "a key says `kind.field`, such as `train.lr`", hint=_all_keys(kinds))
     kind, path = steps[0], tuple(steps[1:])
@@ -125,13 +126,31 @@ def filled(chain: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> lis
     made = [copy.deepcopy(dict(link)) for link in chain]
     for key, value in values.items():
         place = place_of(key, chain)
-        at = made[place.link]
-        for step in place.path[:-1]:
-            if not isinstance(at.get(step), dict):
-                at[step] = {}
-            at = at[step]
-        at[place.path[-1]] = value
+        put(made[place.link], place, value)
     return made
+
+
+def put(link: dict[str, Any], place: Place, value: Any) -> None:
+    """Sets the field of a link, in place."""
+    at = link
+    for step in place.path[:-1]:
+        if not isinstance(at.get(step), dict):
+            at[step] = {}
+        at = at[step]
+    at[place.path[-1]] = value
+
+
+def places_of(keys: Iterable[str], chain: Sequence[Mapping[str, Any]]) -> dict[str, Place]:
+    """Where every key points. Raises Unprocessable, also for two keys of which one would overwrite the other."""
+    places: dict[str, Place] = {}
+    for key in keys:
+        place = place_of(key, chain)
+        for other, taken in places.items():
+            shorter = min(len(place.path), len(taken.path))
+            if place.link == taken.link and place.path[:shorter] == taken.path[:shorter]:
+                raise _bad_key(key, f"it and {other!r} give a value to the same field", hint="leave one of them out")
+        places[key] = place
+    return places
 
 
 def is_whole(of: Range, takes_float: bool) -> bool:
@@ -143,11 +162,11 @@ def is_whole(of: Range, takes_float: bool) -> bool:
 
 def unique(choices: Sequence[Any]) -> list[Any]:
     """Without those that were there before; True is not 1 here."""
-    found: list[Any] = []
+    found: dict[tuple[type, Any], Any] = {}
     for choice in choices:
-        if not any(type(choice) is type(other) and choice == other for other in found):
-            found.append(choice)
-    return found
+        same = json.dumps(choice, sort_keys=True) if isinstance(choice, list | dict) else choice
+        found.setdefault((type(choice), same), choice)
+    return list(found.values())
 
 
 def steps_of(key: str, of: list[Any] | Range, takes_float: bool) -> list[Any]:

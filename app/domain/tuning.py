@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -9,6 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from app.domain.compression import DRY_RUN
 from app.domain.spec import ModelSpec, Need, Ref, Spec, Target, Training
 
+MANY_STEPS = 1e9
 Sampler = Literal["grid", "random", "tpe", "gp", "nsga2"]
 
 
@@ -27,6 +29,14 @@ class Range(Spec):
     def _bounds_fit(self) -> Self:
         if self.low > self.high:
             raise ValueError(f"low is {self.low:g} and high is {self.high:g}: contradictory bounds")
+        if not math.isfinite((self.high - self.low) / (self.step or 1)) or (
+            self.step is not None and (self.high - self.low) / self.step > MANY_STEPS
+        ):
+            raise ValueError(
+                f"from {self.low:g} to {self.high:g} there are more than {MANY_STEPS:g} steps: leave out `step`"
+            )
+        if self.type == "int" and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"whole numbers lie between whole bounds, not between {self.low:g} and {self.high:g}")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("a logarithmic range starts above 0 and has no step")
         return self

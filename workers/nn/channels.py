@@ -94,7 +94,7 @@ def thin(
 
 
 def _widths(module: nn.Module) -> dict[str, int]:
-    return {name: _channels(layer) for name, layer in module.named_modules() if isinstance(layer, LAYERS)}
+    return {name: _channels(layer) for name, layer in module.named_modules() if isinstance(layer, (*LAYERS, nn.Embedding))}
 
 
 def _heads(traced: Traced, choice: Choice) -> dict[str, dict[str, int]]:
@@ -136,6 +136,8 @@ def _inside(traced: Traced, layers: Collection[str] | None, closed: Mapping[str,
 
 
 def _channels(layer: nn.Module) -> int:
+    if isinstance(layer, nn.Embedding):
+        return int(layer.embedding_dim)
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
 
 

@@ -46,7 +46,8 @@ def _importance(
     if spec.importance != "taylor":
         return None
     if data is None:
-        told["notes"].append("Without a data set there are no gradients: magnitude stands in for taylor here.")
+        why = "A dry run computes" if ctx.job.dataset else "Without a data set there are"
+        told["notes"].append(f"{why} no gradients: magnitude stands in for taylor here.")
         return None
     found, line = taylor(net, data, spec.finetune or Training(), ctx, spec.seed)
     told["notes"].append(line)

@@ -8,10 +8,11 @@ from typing import Any
 
 import onnx
 
-from app.domain.records import Metrics, Version
+from app.domain import quantizable
+from app.domain.records import Metrics
 from app.domain.spec import Training
 from app.domain.specs import QuantizeSpec
-from app.errors import Conflict, Unprocessable
+from app.errors import Unprocessable
 from workers.context import Context
 from workers.net import Net, load
 from workers.nn import qat, qdq
@@ -38,7 +39,7 @@ def run(spec: QuantizeSpec, ctx: Context) -> Outcome:
     """Raises Conflict for what cannot be quantized (again), Unprocessable for rows that calibrate nothing."""
     ctx.progress(0, None, phase="loading")
     version, folder = ctx.source()
-    _check(spec, version)
+    quantizable.check(spec, version)
     data = ctx.dataset().fit_to(version.signature) if ctx.job.dataset else None
     if data is None and not spec.dry_run:
         raise Unprocessable("quantize needs a data set: its training split is calibrated with", code="dataset_missing")
@@ -60,29 +61,6 @@ def run(spec: QuantizeSpec, ctx: Context) -> Outcome:
         network, report["training"] = _trained(network, folder, data, before, notes)
     guarded, report["tried"] = _guarded(network, data, before, notes)
     return _outcome(network, source, data, guarded, before, report, notes)
-
-
-def _check(spec: QuantizeSpec, version: Version) -> None:
-    if version.details.get("quantized"):
-        raise Conflict(
-            f"{version.ref} is quantized already",
-            code="already_quantized",
-            hint=f"quantize {version.parent or 'the version it came from'} instead",
-        )
-    if spec.mode == "qat" and not version.trainable:
-        raise Conflict(
-            f"{version.ref} is of format {version.format}, which cannot be trained: qat trains",
-            code="not_trainable",
-            hint="use mode ptq, or a version of format torch",
-        )
-    inputs = version.signature.inputs
-    if len(inputs) != 1:
-        raise Unprocessable(
-            f"{version.ref} takes {len(inputs)} inputs ({', '.join(t.name for t in inputs)}), and rows of a data set "
-            "calibrate models of one",
-            code="several_inputs",
-            hint="convert it in bf16 or fp16 instead, where the target has those",
-        )
 
 
 def _trained(

@@ -214,7 +214,11 @@ def _notes(plan: Plan, history: Sequence[Mapping[str, Any]]) -> list[str]:
     if failed:
         found.append(f"{len(failed)} of {len(history)} trials failed; the first: {str(failed[0].get('error'))[:300]}")
     if same := sum(r.get("same_as") is not None for r in history):
-        found.append(f"{same} trials were of a point that was tried before: they have its figures, and cost nothing.")
+        found.append(
+            "1 trial was of a point that was tried before: it has its figures, and cost nothing."
+            if same == 1
+            else f"{same} trials were of points that were tried before: they have their figures, and cost nothing."
+        )
     if plan.spec.parallel > 1 and plan.spec.sampler in ("tpe", "gp", "nsga2"):
         found.append(f"{plan.spec.parallel} trials at a time: what is tried next depends on which ends first.")
     return found

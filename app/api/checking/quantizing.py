@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from app.domain import quantizable
 from app.domain.records import Dataset, Version
 from app.domain.specs import QuantizeSpec
-from app.errors import Conflict, Unprocessable
 from app.storage.catalog import Catalog
 
 
@@ -12,26 +12,7 @@ def check(spec: QuantizeSpec, version: Version | None, dataset: Dataset | None, 
     """Warnings. Raises Conflict for what cannot be quantized (again) or trained, Unprocessable for several inputs."""
     if version is None:
         return []
-    if version.details.get("quantized"):
-        raise Conflict(
-            f"{version.ref} is quantized already",
-            code="already_quantized",
-            hint=f"quantize {version.parent or 'the version it came from'} instead",
-        )
-    if spec.mode == "qat" and not version.trainable:
-        raise Conflict(
-            f"{version.ref} is of format {version.format}, which cannot be trained, and qat trains",
-            code="not_trainable",
-            hint="use mode ptq, or a version of format torch",
-        )
-    inputs = version.signature.inputs
-    if len(inputs) != 1:
-        raise Unprocessable(
-            f"{version.ref} takes {len(inputs)} inputs ({', '.join(t.name for t in inputs)}): "
-            "the rows of a data set calibrate models of one input",
-            code="several_inputs",
-            hint="convert it in another precision that the target has",
-        )
+    quantizable.check(spec, version)
     return _about(spec, dataset) if dataset is not None else []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +12,12 @@ from app.domain import searching
 from app.domain.estimators import class_path, named
 from app.domain.records import Dataset, Version
 from app.domain.searching import LINKS, Objective, Place
-from app.domain.specs import MENU, QuantizeSpec, Range, SearchSpec, Spec
+from app.domain.specs import MENU, ConvertSpec, QuantizeSpec, Range, SearchSpec, Spec
 from app.errors import Unprocessable
 from app.storage.catalog import Catalog
 
 _FILLED = {"model": "model@1", "dataset": "data@1"}
-_SHOWN = 3
+LARGEST_SPACE = 100_000
 
 
 def check(spec: SearchSpec, version: Version | None, dataset: Dataset | None, catalog: Catalog) -> list[str]:
@@ -26,10 +27,12 @@ def check(spec: SearchSpec, version: Version | None, dataset: Dataset | None, ca
         return _estimator(spec, spec.estimator, objectives, dataset)
     assert spec.chain is not None
     _check_links(spec)
-    places = {key: searching.place_of(key, spec.chain) for key in spec.space}
+    places = searching.places_of(spec.space, spec.chain)
+    _check_amount(spec)
     lists = {key: _samples(of, places[key]) for key, of in spec.space.items()}
     links = _check_values(spec, places, lists)
-    _check_formats(links, version)
+    _check_formats(links, version, places)
+    _check_figures(objectives, links, places, dataset)
     _check_pruner(spec, objectives)
     warnings = _grid_warnings(spec, {k: p.takes_float for k, p in places.items()}) + _doubled(spec)
     if spec.pruner != "none" and not any(_trains(link) for link in links):
@@ -47,8 +50,8 @@ def first_kind(spec: SearchSpec) -> str:
 def links_of(spec: SearchSpec) -> list[Spec]:
     """The chain's links as typed specs, with the first value of each key of the space. For a spec that was checked."""
     assert spec.chain is not None
-    places = {key: searching.place_of(key, spec.chain) for key in spec.space}
-    return _check_values(spec, places, {key: _samples(of, places[key]) for key, of in spec.space.items()})
+    places = searching.places_of(spec.space, spec.chain)
+    return _check_values(spec, places, {key: _samples(of, places[key])[:1] for key, of in spec.space.items()})
 
 
 def _parsed(link: Mapping[str, Any], spec: SearchSpec) -> Spec:
@@ -84,10 +87,12 @@ def _check_values(spec: SearchSpec, places: dict[str, Place], lists: dict[str, l
     link that is wrong whatever the space says. What only some combinations make wrong fails in its trial."""
     assert spec.chain is not None
     first = {key: values[0] for key, values in lists.items()}
+    chain = searching.filled(spec.chain, first)
     for key, place in places.items():
         inside = [other for other in places if places[other].link == place.link]
+        link = copy.deepcopy(chain[place.link])
         for value in lists[key]:
-            link = searching.filled(spec.chain, first | {key: value})[place.link]
+            searching.put(link, place, value)
             try:
                 _parsed(link, spec)
             except ValidationError as error:
@@ -96,7 +101,7 @@ def _check_values(spec: SearchSpec, places: dict[str, Place], lists: dict[str, l
                     if at[: len(place.path)] == place.path or (not at and len(inside) == 1 and value != first[key]):
                         raise _bad_value(key, value, found["msg"]) from None
     links: list[Spec] = []
-    for number, link in enumerate(searching.filled(spec.chain, first)):
+    for number, link in enumerate(chain):
         try:
             links.append(_parsed(link, spec))
         except ValidationError as error:
@@ -111,19 +116,61 @@ def _check_values(spec: SearchSpec, places: dict[str, Place], lists: dict[str, l
     return links
 
 
-def _check_formats(links: list[Spec], version: Version | None) -> None:
+def _check_amount(spec: SearchSpec) -> None:
+    count = sum(len(of) for of in spec.space.values() if isinstance(of, list))
+    if count > LARGEST_SPACE:
+        raise Unprocessable(
+            f"`space` lists {count} choices, and at most {LARGEST_SPACE} are looked at",
+            code="bad_space",
+            hint="fewer choices, or ranges",
+            errors=[{"loc": ["space"], "msg": "has too many choices"}],
+        )
+
+
+def _check_formats(links: list[Spec], version: Version | None, places: Mapping[str, Place]) -> None:
     """Whether each link can start from what the one before makes."""
+    searched = {(place.link, place.path) for place in places.values()}
     for number, link in enumerate(links):
-        if number and isinstance(links[number - 1], QuantizeSpec) and link.needs == "trainable":
-            raise _bad_link(
-                number, "kind", "needs weights to train", "needs weights, and quantize gives a quantized graph"
-            )
+        if number and isinstance(links[number - 1], QuantizeSpec):
+            if link.needs == "trainable":
+                raise _bad_link(
+                    number, "kind", "needs weights to train", "needs weights, and quantize gives a quantized graph"
+                )
+            if isinstance(link, QuantizeSpec):
+                raise _bad_link(number, "kind", "quantizes twice", "quantizes what the one before quantized")
+            if isinstance(link, ConvertSpec) and link.precision != "int8" and (number, ("precision",)) not in searched:
+                told = f"builds an engine in {link.precision}, and engines of a quantized graph are int8"
+                raise _bad_link(number, "precision", 'must be "int8"', told)
         if number == 0 and version is not None and link.needs == "trainable" and not version.trainable:
             raise Unprocessable(
                 f"link 0 of the chain cannot start from {version.ref}, which is of format {version.format}",
                 code="not_trainable",
                 hint="use a version of format torch",
                 errors=[{"loc": ["chain", 0], "msg": "needs a version that can be trained"}],
+            )
+
+
+def _check_figures(
+    objectives: list[Objective], links: list[Spec], places: Mapping[str, Place], dataset: Dataset | None
+) -> None:
+    """Refuses what no trial of this search could tell: each would do its work, and fail."""
+    might_train = any(_trains(link) or isinstance(link, QuantizeSpec) for link in links) or any(
+        "finetune" in place.path for place in places.values()
+    )
+    for number, objective in enumerate(objectives):
+        why = None
+        if dataset is not None and objective.metric in ("accuracy", "r2"):
+            own = "r2" if dataset.classes is None else "accuracy"
+            if objective.metric != own:
+                why = f"{dataset.ref} is judged by {own}"
+        elif objective.metric == "loss" and not might_train:
+            why = "nothing in the chain trains"
+        if why is not None:
+            raise Unprocessable(
+                f"no trial of this search has a figure {objective.metric!r}: {why}",
+                code="unknown_objective",
+                hint='take "quality": accuracy or r2, as the data set has it',
+                errors=[{"loc": ["objectives", number], "msg": why}],
             )
 
 

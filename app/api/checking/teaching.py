@@ -48,8 +48,12 @@ def _places(stored: dict[str, Any]) -> Iterator[tuple[Place, str]]:
         if isinstance(part, dict):
             yield from ((place + inner, ref) for inner, ref in _places(part))
     for key, choices in (stored.get("space") or {}).items():
-        if key.rpartition(".")[2] == "teacher" and "." in key and isinstance(choices, list):
-            yield from ((("space", key, i), ref) for i, ref in enumerate(choices) if isinstance(ref, str))
+        field = key.rpartition(".")[2] if "." in key and isinstance(choices, list) else ""
+        for i, choice in enumerate(choices if field in ("teacher", "finetune") else ()):
+            if field == "teacher" and isinstance(choice, str):
+                yield ("space", key, i), choice
+            elif field == "finetune" and isinstance(choice, dict):
+                yield from ((("space", key, i, *inner), ref) for inner, ref in _places(choice))
 
 
 def _alpha(stored: dict[str, Any], place: Place) -> Any:
