@@ -15,7 +15,6 @@ import os
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from enginesmith import Client
 
 from app.domain.records import Version
 from benchmarks.compressing.rivals import rivals
-from benchmarks.compressing.tasks import Task, tasks
+from benchmarks.compressing.tasks import Arrays, Task, tasks
 from demo.service import service
 from workers.trials.speed import race
 
@@ -71,40 +70,44 @@ def main() -> int:
 def run(task: Task, seed: int) -> dict[str, Any]:
     """Everything of one task with one seed."""
     arrays = task.arrays()
-    with ExitStack() as stack:
-        url, _ = stack.enter_context(service())
-        client = Client(url)
-        torch.manual_seed(seed)
-        client.push(task.network().eval(), task.name, example=torch.zeros(1, *arrays["x"].shape[1:]))
-        client.datasets.push(task.name, **arrays)
-        model = f"{task.name}@1"
-        if task.train is not None:
-            made = client.jobs.submit("train", model=model, dataset=task.name, seed=seed, wait=True, **task.train)
-            model = str(made.result["model"])
-        began = time.monotonic()
-        asked = {**task.asked, "finetune": {**task.asked["finetune"], "seed": seed}, "seed": seed}
-        job = client.jobs.submit("optimize", model=model, dataset=task.name, targets=["openvino"], wait=True, **asked)
-        minutes = (time.monotonic() - began) / 60
-        engines, failed = rivals(task, arrays, client, model, seed)
-        engines[OURS] = str(job.result["model"])
-        report = job.result["report"]
-        for row in report["front"]:
-            engines.setdefault(f"front: {row['design']}", row["model"])
-        versions = {EAGER: client.models.version(model)} | {n: client.models.version(r) for n, r in engines.items()}
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        contestants = {name: _held(client, version.ref, folder) for name, version in versions.items()}
-    rows = {name: _row(version) for name, version in versions.items()}
-    for batch in sorted({1, *task.aims}):
-        timed = race(contestants, "plain fp32", batch, Alone())  # type: ignore[arg-type]
-        for name in contestants:
-            rows[name]["ms"][batch] = timed.latencies[name].p50_ms
-            rows[name]["times"][batch] = asdict(timed.ratios[name])
+    with tempfile.TemporaryDirectory() as folder:
+        with service() as (url, _):
+            job, failed, minutes, versions, contestants = _made(task, arrays, Client(url), Path(folder), seed)
+        # The race begins when the service has ended: nothing else is to run meanwhile.
+        rows = {name: _row(version) for name, version in versions.items()}
+        for batch in sorted({1, *task.aims}):
+            timed = race(contestants, "plain fp32", batch, Alone())  # type: ignore[arg-type]
+            for name in contestants:
+                rows[name]["ms"][batch] = timed.latencies[name].p50_ms
+                rows[name]["times"][batch] = asdict(timed.ratios[name])
+    report = job.result["report"]
     return {
         "task": task.name, "seed": seed, "minutes": minutes, "verdict": job.result["verdict"], "aims": task.aims,
         "winner": report["winner"]["design"], "told": report["verdict"]["told"],
         "notes": [*task.notes, *report["notes"]],
         "rows": rows, "failed": failed, "threads": Alone.threads, "load": os.getloadavg(), "table": report["table"],
     }  # fmt: skip
+
+
+def _made(task: Task, arrays: Arrays, client: Client, folder: Path, seed: int) -> tuple[Any, ...]:
+    """The optimize job, the rivals that failed, minutes that the loop took, every version, and its files."""
+    torch.manual_seed(seed)
+    client.push(task.network().eval(), task.name, example=torch.zeros(1, *arrays["x"].shape[1:]))
+    client.datasets.push(task.name, **arrays)
+    model = f"{task.name}@1"
+    if task.train is not None:
+        made = client.jobs.submit("train", model=model, dataset=task.name, seed=seed, wait=True, **task.train)
+        model = str(made.result["model"])
+    began = time.monotonic()
+    asked = {**task.asked, "finetune": {**task.asked["finetune"], "seed": seed}, "seed": seed}
+    job = client.jobs.submit("optimize", model=model, dataset=task.name, targets=["openvino"], wait=True, **asked)
+    minutes = (time.monotonic() - began) / 60
+    engines, failed = rivals(task, arrays, client, model, seed)
+    engines[OURS] = str(job.result["model"])
+    for row in job.result["report"]["front"]:
+        engines.setdefault(f"front: {row['design']}", row["model"])
+    versions = {EAGER: client.models.version(model)} | {n: client.models.version(r) for n, r in engines.items()}
+    return job, failed, minutes, versions, {n: _held(client, v.ref, folder) for n, v in versions.items()}
 
 
 def _held(client: Client, ref: str, folder: Path) -> tuple[Version, Path]:

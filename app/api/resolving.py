@@ -56,7 +56,11 @@ def resolve(spec: Spec, catalog: Catalog) -> Resolved:
     if isinstance(spec, PruneSpec | ShareSpec) and spec.layers:
         _check_layers(spec.layers, version)
     if isinstance(spec, EvaluateSpec) and spec.baseline:
-        stored["baseline"] = _pick(spec.baseline, "any", catalog, "evaluate", field="baseline").ref
+        baseline = _pick(spec.baseline, "any", catalog, "evaluate", field="baseline")
+        stored["baseline"] = baseline.ref
+        if dataset is not None:
+            fitting.check(baseline, dataset)
+            optimizing.check_same_order(version, baseline)
     workers = catalog.live_workers()
     if isinstance(spec, ConvertSpec):
         check_int8(version.ref, version.parent, version.details.get("quantized"), spec.precision, spec.target)

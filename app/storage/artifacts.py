@@ -10,7 +10,7 @@ import shutil
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple, cast
 from urllib.parse import unquote, urlsplit
 
@@ -183,9 +183,10 @@ class Artifacts:
         for key in keys:
             with contextlib.suppress(NotFound), _translated(key):
                 obstore.delete(self._store, key)
-            if self._folder is not None and key.startswith(("staging/", "checkpoints/")):
+            if self._folder is not None and key.startswith(("staging/", "checkpoints/", "trials/")):
                 with contextlib.suppress(OSError):  # not empty: others of the same job lie there
-                    (self._folder / key).parent.rmdir()
+                    for place in list(PurePosixPath(key).parents)[:-2]:
+                        (self._folder / place).rmdir()
 
     def delete_all(self, prefix: str) -> None:
         self.delete(*list(self.keys(prefix)))

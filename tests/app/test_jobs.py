@@ -68,6 +68,9 @@ async def test_names_become_exact_refs(client: httpx.AsyncClient, make_version: 
         ({"kind": "train", "model": "net@1", "dataset": "many"}, 422, "dataset_mismatch"),
         ({"kind": "train", "model": "net@1", "dataset": "floats"}, 422, "dataset_mismatch"),
         ({"kind": "evaluate", "model": "net", "dataset": "set", "baseline": "nope"}, 404, "model_not_found"),
+        ({"kind": "evaluate", "model": "net", "dataset": "set", "baseline": "narrow"}, 422, "dataset_mismatch"),
+        ({"kind": "optimize", "model": "int8", "dataset": "set"}, 409, "already_quantized"),
+        ({"kind": "evaluate", "model": "named", "dataset": "set", "baseline": "turned"}, 422, "labels_differ"),
     ],
 )
 async def test_what_cannot_work_is_refused(
@@ -88,6 +91,11 @@ def refusing(client: httpx.AsyncClient, make_version: Any, catalog: Catalog) -> 
     make_version()
     make_version(format="onnx", trainable=False, notes=("onnx is not trainable",))
     make_version("engine", format="openvino", trainable=False, parent="net@1")
+    make_version("int8", format="onnx", trainable=False, details={"quantized": {"target": "openvino"}})
+    make_version("named", labels=tuple("abcdefghij"))
+    make_version("turned", labels=tuple("jihgfedcba"))
+    narrow = Signature(inputs=(Tensor(name="x", shape=(-1, 1, 28, 27)),), outputs=(Tensor(name="y", shape=(-1, 10)),))
+    make_version("narrow", signature=narrow.model_dump())
     split = Split(rows=1, x="x.npy", y="y.npy")
     plain = Dataset(
         name="set", version=1, kind="arrays", folder="f", files={}, bytes=1, x_shape=(1, 28, 28), x_dtype="float32",
@@ -303,3 +311,13 @@ async def test_report(client: httpx.AsyncClient, make_version: Any, catalog: Cat
         answer = await client.get(url, headers={"Accept": accept})
         assert answer.headers["content-type"].startswith(("application/json", "text/html"))
     problem(await client.get("/v1/jobs/nope/report"), 404)
+
+
+async def test_only_the_notes_of_an_import_say_why_a_version_cannot_be_trained(
+    refusing: tuple[httpx.AsyncClient, Catalog], make_version: Any
+) -> None:
+    client, _ = refusing
+    make_version("made", format="onnx", trainable=False, notes=("all rows calibrate",), parent="net@1")
+    for model, told in (("net@2", True), ("made", False)):
+        body = problem(await client.post("/v1/jobs", json=TRAIN | {"model": model}), 409, "not_trainable")
+        assert ("(" in body["detail"]) == told

@@ -57,6 +57,9 @@ async def test_an_estimator_needs_no_model(ready: httpx.AsyncClient) -> None:
 
 
 LR = {"low": 0.1, "high": 0.01}
+QUANTIZE = {"kind": "quantize", "target": "openvino"}
+FIELDS = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "seed", "temperature", "alpha", "amp", "loss",
+          "early_stopping")  # fmt: skip
 BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"space": {}}, "invalid", "space"),
     ({"space": {"train.lr": []}}, "invalid", "train.lr"),
@@ -103,6 +106,18 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"pruner": "median", "objectives": ["latency"]}, "bad_pruner", "latency_ms"),
     ({"pruner": "halving"}, "bad_pruner", "halving"),
     ({"dataset": None}, "dataset_missing", "data set"),
+    ({"space": {"9" * 5000 + ".train.lr": [0.1]}}, "bad_space", "no link 999"),
+    ({"space": {"train.lr": [0.1], "0.train.lr": [0.2]}}, "bad_space", "the same field"),
+    ({"space": {"prune.finetune": [{"epochs": 1}], "prune.finetune.lr": [0.1]}}, "bad_space", "the same field"),
+    ({"space": {"train.lr": {"low": 1e-300, "high": 100, "step": 1e-300}}}, "invalid", "steps"),
+    ({"space": {"train.lr": {"low": -1e308, "high": 1e308}}}, "invalid", "steps"),
+    ({"space": {"train.lr": {"low": 0.7, "high": 2, "type": "int"}}}, "invalid", "whole bounds"),
+    ({"space": {f"train.{f}": [1] * 10_000 for f in FIELDS}}, "bad_space", "110000 choices"),
+    ({"chain": [QUANTIZE, QUANTIZE], "space": {"0.quantize.seed": [1]}}, "bad_chain", "quantized"),
+    ({"chain": [QUANTIZE, {"kind": "convert", "target": "openvino"}], "space": {"quantize.seed": [1]}}, "bad_chain",
+     "fp32"),
+    ({"objectives": ["quality", "r2"]}, "unknown_objective", "judged by accuracy"),
+    ({"objectives": ["loss"], "chain": [CHAIN[1]], "space": {"prune.amount": [0.5]}}, "unknown_objective", "trains"),
 ]  # fmt: skip
 
 
@@ -123,6 +138,7 @@ async def test_what_cannot_be_searched(
         ({"objectives": ["latency"]}, "unknown_objective"),
         ({"pruner": "asha"}, "bad_pruner"),
         ({"pruner": "halving", "sampler": "tpe"}, "bad_pruner"),
+        ({"objectives": ["r2"]}, "unknown_objective"),
         ({"cv": 49}, "too_few_rows"),
         ({"cv": 1}, "invalid"),
         ({"model": "forest@3"}, "bad_model"),

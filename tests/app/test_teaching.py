@@ -120,3 +120,14 @@ async def test_teachers_of_a_search_are_found_in_its_chain_and_space(
         teaching.check(spec, catalog.version("net", 1), None, catalog)
     assert refused.value.code == "teacher_mismatch"
     assert refused.value.errors[0]["loc"] == ["space", "1.train.teacher", 0]
+
+
+def test_teachers_within_the_choices_of_a_space_are_found(school: httpx.AsyncClient, catalog: Catalog) -> None:
+    chain = [{"kind": "prune", "method": "channel"}]
+    stored: dict[str, Any] = {"kind": "search", "model": "net@1", "dataset": "set", "chain": chain}
+    space = {"prune.finetune": [{"epochs": 1, "teacher": "fine"}, None]}
+    assert teaching.exact(stored | {"space": space}, catalog)["space"]["prune.finetune"][0]["teacher"] == "fine@2"
+    wrong = specs.parse(stored | {"space": {"prune.finetune": [None, {"teacher": "nine"}]}})
+    with pytest.raises(Unprocessable, match=r"nine@1 does not fit net@1") as refused:
+        teaching.check(wrong, catalog.version("net", 1), None, catalog)
+    assert refused.value.errors[0]["loc"] == ["space", "prune.finetune", 1, "teacher"]

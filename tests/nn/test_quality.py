@@ -68,3 +68,8 @@ def test_the_interval_of_r2_holds_the_figure_of_a_model_that_learned_nothing() -
     values = np.full_like(truth, 0.5) + 0.05 * rng.standard_normal(truth.shape)
     found = quality(Answers("r2", truth, values=values), "r@1")
     assert found.low <= found.value <= found.high
+
+
+def test_r2_of_targets_that_do_not_vary_lies_within_its_interval() -> None:
+    found = quality(Answers("r2", np.ones(96), values=np.zeros(96)), "r@1")
+    assert (found.low, found.value, found.high) == (0.0, 0.0, 0.0)

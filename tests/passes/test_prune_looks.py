@@ -245,3 +245,29 @@ def test_figures_show_before_and_after(ready) -> None:
     assert dict(zip(bars["series"][1]["x"], bars["series"][1]["y"], strict=True))["conv2"] == 10
     report = ready.apply(**PRUNE, method="l1_unstructured", dry_run=True).report
     assert report["figures"][0]["series"][1]["y"] == pytest.approx([0.5] * 4, abs=0.01)
+
+
+def test_a_dry_run_does_not_say_that_there_is_no_data_set(ready) -> None:
+    outcome = ready.apply(**PRUNE, method="channel", importance="taylor", dry_run=True)
+    assert [n for n in outcome.report["notes"] if "taylor" in n] == [
+        "A dry run computes no gradients: magnitude stands in for taylor here."
+    ]
+
+
+class Words(torch.nn.Module):
+    """Channels that an embedding alone gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = torch.nn.Embedding(20, 16), torch.nn.Linear(16, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(ids).mean(1))
+
+
+def test_the_width_of_an_embedding_is_told_as_channels(ready) -> None:
+    ready.model("words", Words(), (6,), dtype="int64")
+    report = ready.apply(kind="prune", model="words@1", method="channel", dry_run=True).report
+    assert report["parameters"]["after"] == 20 * 8 + 8 * 4 + 4
+    assert report["channels"]["embed"] == {"before": 16, "after": 8}
+    assert not any("left as it was" in note for note in report["notes"])

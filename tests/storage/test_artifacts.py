@@ -92,3 +92,17 @@ def test_listing_and_deleting_by_prefix(artifacts: Artifacts) -> None:
     assert artifacts.folders("m") == ["a", "b"]
     artifacts.delete_all("m/a")
     assert sorted(artifacts.keys("m")) == ["m/b/1"]
+
+
+def test_a_job_leaves_no_empty_folders(artifacts: Artifacts) -> None:
+    """A search of a thousand trials would leave two thousand."""
+    root = Path(artifacts.url.removeprefix("file://"))
+    for key in ("checkpoints/job-1/0-train/last", "checkpoints/job-1/last", "checkpoints/job-2/last", "trials/k/a/f"):
+        artifacts.put_bytes(b"x", key)
+    artifacts.delete("checkpoints/job-1/last")
+    assert artifacts.get_bytes("checkpoints/job-1/0-train/last") == b"x"
+    artifacts.delete_all("checkpoints/job-1")
+    artifacts.delete_all("trials/k")
+    assert sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_dir() and p.parent != root) == [
+        "checkpoints/job-2"
+    ]

@@ -94,7 +94,9 @@ def thin(
 
 
 def _widths(module: nn.Module) -> dict[str, int]:
-    return {name: _channels(layer) for name, layer in module.named_modules() if isinstance(layer, (*LAYERS, nn.Embedding))}
+    return {
+        name: _channels(layer) for name, layer in module.named_modules() if isinstance(layer, (*LAYERS, nn.Embedding))
+    }
 
 
 def _heads(traced: Traced, choice: Choice) -> dict[str, dict[str, int]]:

@@ -186,7 +186,8 @@ def _bootstrap_r2(truth: Array, values: Array, seed: int) -> Array:
     rng, n = np.random.default_rng(seed), len(truth)
     draws = (rng.integers(0, n, n) for _ in range(DRAWS))
     found = np.asarray([r2(truth[rows], values[rows]) for rows in draws])
-    return 1.0 - (1.0 - found) * (n - 1) / n if n > 1 else found
+    varied = n > 1 and bool((truth != truth[:1]).any())  # else r2 is 0 or 1 by agreement, in every draw
+    return 1.0 - (1.0 - found) * (n - 1) / n if varied else found
 
 
 def _interval(draws: Array, confidence: float) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 SPREAD = 1.15  # two members of a sequence differ in gain by at least this factor
 LONGEST = 5
@@ -42,11 +43,6 @@ def sequence(front: Sequence[Candidate], least: float) -> list[Candidate]:
     return found[:LONGEST][::-1]
 
 
-def answer(order: Sequence[str], verdicts: Mapping[str, str]) -> str | None:
-    """The last one accepted before any other was not; None where the first was not."""
-    chosen = None
-    for name in order:
-        if verdicts.get(name) != "accepted":
-            return chosen
-        chosen = name
-    return chosen
+def proven(order: Sequence[str], verdicts: Mapping[str, str]) -> list[str]:
+    """Those accepted before the first that was not."""
+    return list(takewhile(lambda name: verdicts.get(name) == "accepted", order))

@@ -13,8 +13,8 @@ from workers.optimizing.designs import Design
 
 @dataclass(frozen=True)
 class Tried:
-    """A design that was tried. quality: on the validation split; gain: how many times better than the plain fp32 engine
-    in what counts (latency, throughput, size). None: it was not found out, because a quick look was enough."""
+    """A design that was tried. quality: on the validation split; None: a quick look at its speed was enough. gain: how
+    many times better than the plain fp32 engine in what counts (latency, throughput, size). Both None: it failed."""
 
     params: dict[str, Any]
     quality: float | None
@@ -81,9 +81,10 @@ def _openers(room: Room, past: Sequence[Tried], least: float) -> list[dict[str, 
     fields = {"engine": engine, "compress": "prune", "scope": "layer", "round_to": 8}
     low, high = 0.0, 0.9
     for tried in past:
-        if tried.quality is not None and all(tried.params.get(name) == value for name, value in fields.items()):
+        if tried.gain is not None and all(tried.params.get(name) == value for name, value in fields.items()):
             amount = float(tried.params["amount"])
-            low, high = (max(low, amount), high) if tried.quality >= least else (low, min(high, amount))
+            bears_more = tried.quality is None or tried.quality >= least  # None: it was not even fast enough
+            low, high = (max(low, amount), high) if bears_more else (low, min(high, amount))
     middle = FIRST if (low, high) == (0.0, 0.9) else (low + high) / 2
     amount = min(AMOUNTS, key=lambda a: abs(a - middle))
     found = [{**fields, "amount": amount}]
@@ -118,13 +119,10 @@ def _study(spec: OptimizeSpec, room: Room, past: Sequence[Tried], number: int, l
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     seed = spec.seed * 100_003 + number
 
-    def beyond(trial: Any) -> tuple[float]:
-        return (float(trial.user_attrs["beyond"]),)
-
     samplers: dict[str, Any] = {
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=4, constraints_func=beyond),
-        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=8, constraints_func=beyond),
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=4),
+        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=8),
     }
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=samplers[spec.sampler]())
     for tried in past:
@@ -144,11 +142,9 @@ def _finished(optuna: Any, room: Room, tried: Tried, least: float) -> Any:
         else:
             distributions[name] = optuna.distributions.CategoricalDistribution(_choices(room)[name])
             params[name] = value
-    beyond = least - tried.quality
     return optuna.trial.create_trial(
         params=params,
         distributions=distributions,
         values=[tried.quality, tried.gain],
-        user_attrs={"beyond": beyond},
-        system_attrs={"constraints": (beyond,)},
+        constraints={"loss": least - tried.quality},
     )

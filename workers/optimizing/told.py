@@ -91,7 +91,8 @@ def _notes(race: Race, choice: Choice, judged: Mapping[str, Any], best: str) -> 
         notes.append(
             "Fine-tuning alone, with the same data and budget, beats the original: the verdict is against that."
         )
-    rows = (won.get("quality") or {}).get("n")
+    quality = won.get("quality") or {}
+    rows = quality.get("n") if quality.get("name") == "accuracy" else None
     fewest = fewest_rows(race.spec.max_accuracy_drop, race.spec.confidence)
     if rows and (fewest is None or rows < fewest):
         asked = f"{fewest} rows are" if fewest else "no number of rows is"
@@ -108,7 +109,7 @@ def _notes(race: Race, choice: Choice, judged: Mapping[str, Any], best: str) -> 
             )
     skipped = sum(1 for name in race.explored if (race.report(name) or {}).get("skipped"))
     if skipped:
-        notes.append(f"{skipped} designs were given up after a quick look at their speed.")
+        notes.append(f"Given up after a quick look at their speed: {skipped} of {len(race.explored)} designs.")
     if race.is_late and len(race.explored) < race.spec.trials:
         notes.append(f"The time limit came after {len(race.explored)} of {race.spec.trials} designs.")
     return notes

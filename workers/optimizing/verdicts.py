@@ -9,7 +9,7 @@ from typing import Any
 from app.domain.records import Latency, Made, Metrics, Quality, Version
 from app.errors import NotFound
 from workers.context import Context
-from workers.optimizing.front import answer, pareto, sequence
+from workers.optimizing.front import pareto, proven, sequence
 from workers.optimizing.race import Race
 from workers.trials import kept
 
@@ -50,17 +50,26 @@ def judge_spec(race: Race, choice: Choice) -> dict[str, Any]:
 
 
 def winner(race: Race, choice: Choice, judged: Mapping[str, Any]) -> str:
-    """The fastest that is proven; else the plain engine of a baseline; where nothing can be proven with so few rows,
-    the fastest of those that are not refuted."""
+    """The fastest that is proven, by what the judge measured; else the plain engine of a baseline; where nothing can be
+    proven with so few rows, the fastest of those that are not refuted."""
     verdicts = {name: str(row.get("verdict")) for name, row in judged["candidates"].items()}
-    if (found := answer(choice.order, verdicts)) is not None:
-        return found
+    if found := proven(choice.order, verdicts):
+        return max(found, key=lambda name: _gain(race, judged, name))
     better = judged.get("better_baseline") or race.base
     for name in (race.base, better):
         if verdicts.get(name) == "accepted":
             return str(name)
     open_ones = [name for name in choice.order if verdicts.get(name) == "unproven"]
     return open_ones[-1] if open_ones else str(better)
+
+
+def _gain(race: Race, judged: Mapping[str, Any], name: str) -> float:
+    """As the judge measured it, all in one run."""
+    rows = judged["candidates"]
+    if race.spec.objective == "size":
+        return float(rows[race.base]["bytes"]) / float(rows[name]["bytes"])
+    speedups = rows[name]["speedup"]
+    return float((speedups.get(str(race.batch)) or next(iter(speedups.values())))["ratio"])
 
 
 def publish(race: Race, name: str, judged: Mapping[str, Any], ctx: Context) -> Version:

@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 from app.domain.records import Dataset, Version
 from app.domain.specs import EvaluateSpec, OptimizeSpec
-from app.errors import Conflict
+from app.errors import Conflict, Unprocessable
 from app.storage.catalog import Catalog
 
 
@@ -15,9 +15,15 @@ def check(
     spec: OptimizeSpec | EvaluateSpec, version: Version | None, dataset: Dataset | None, catalog: Catalog
 ) -> list[str]:
     """Warns of a test split that is too small ever to accept anything. Raises Conflict for a target that no live worker
-    can build."""
+    can build, and for what is quantized already."""
     if isinstance(spec, OptimizeSpec):
         _check_targets(spec, catalog)
+        if version is not None and version.details.get("quantized"):
+            raise Conflict(
+                f"{version.ref} is quantized: there is no plain engine of it to race against",
+                code="already_quantized",
+                hint=f"optimize {version.parent or 'the version it was made from'} instead",
+            )
     if dataset is None or (isinstance(spec, EvaluateSpec) and spec.baseline is None):
         return []
     split = dataset.splits["test"].rows
@@ -37,6 +43,17 @@ def check(
             "could be pruned and fine-tuned too."
         )
     return warnings
+
+
+def check_same_order(version: Version, baseline: Version) -> None:
+    """Raises Unprocessable where class 0 of one is another class of the other: on one data set at most one is right."""
+    if version.labels != baseline.labels and sorted(version.labels or ()) == sorted(baseline.labels or ()):
+        raise Unprocessable(
+            f"{version.ref} and {baseline.ref} have the same labels in another order",
+            code="labels_differ",
+            hint="compare versions whose outputs mean the same: one that this model came from",
+            errors=[{"loc": ["baseline"], "msg": "has its labels in another order"}],
+        )
 
 
 def fewest_rows(max_accuracy_drop: float, confidence: float) -> int | None:

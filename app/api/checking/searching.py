@@ -235,6 +235,7 @@ def _estimator(spec: SearchSpec, estimator: str, objectives: list[Objective], da
             hint='leave out `objectives`, or say ["quality"]',
             errors=[{"loc": ["objectives"], "msg": 'must be ["quality"]'}],
         )
+    _check_figures(objectives, [], {}, dataset)
     if spec.pruner not in ("none", "halving"):
         raise _bad_pruner(f"{spec.pruner} compares epochs, and an estimator has none", "take `halving`")
     if spec.pruner == "halving" and spec.sampler not in ("grid", "random"):

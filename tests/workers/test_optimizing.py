@@ -1,0 +1,84 @@
+"""How the closed loop chooses: the front, the sequence of verdicts, what is proposed next."""
+
+import pytest
+
+from app.domain.specs import OptimizeSpec
+from workers.optimizing.front import Candidate, pareto, proven, sequence
+from workers.optimizing.proposals import AMOUNTS, Room, Tried, propose
+
+SPEC = OptimizeSpec(model="net@1", dataset="data@1")
+ROOM = Room(("openvino:fp32", "openvino:int8"), ("prune", "share", "prune+share"))
+
+
+def candidates(*pairs: tuple[float, float]) -> list[Candidate]:
+    return [Candidate(f"c{n}", quality, gain) for n, (quality, gain) in enumerate(pairs)]
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    found = pareto(candidates((0.9, 1.0), (0.8, 2.0), (0.85, 1.5), (0.7, 1.9), (0.9, 0.9), (0.5, 4.0)))
+    assert [c.name for c in found] == ["c0", "c2", "c1", "c5"]
+
+
+def test_verdicts_are_asked_for_in_the_order_of_accuracy() -> None:
+    front = pareto(candidates((0.90, 1.0), (0.89, 2.0), (0.885, 2.1), (0.88, 3.0), (0.6, 9.0)))
+    # What gains nothing needs no verdict; of two that gain alike the faster one is asked for.
+    assert [c.gain for c in sequence(front, 0.88)] == [2.1, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "found"),
+    [
+        (["accepted", "accepted", "accepted"], ["a", "b", "c"]),
+        (["accepted", "unproven", "accepted"], ["a"]),  # what comes after a failure proves nothing
+        (["rejected", "accepted", "accepted"], []),
+    ],
+)
+def test_only_what_comes_before_the_first_failure_is_proven(verdicts: list[str], found: list[str]) -> None:
+    assert proven("abc", dict(zip("abc", verdicts, strict=True))) == found
+
+
+def test_the_first_designs_look_for_the_amount_by_halves() -> None:
+    past: list[Tried] = []
+    amounts = []
+    for number in range(4):
+        design = propose(SPEC, ROOM, past, number, least=0.9)
+        assert design is not None
+        assert (design.precision, design.share) == ("int8", None)
+        amounts.append(design.params["amount"])
+        past.append(Tried(dict(design.params), 0.95 if amounts[-1] <= 0.45 else 0.5, 2.0))
+    assert amounts == [0.35, 0.6, 0.45, 0.5]
+
+
+def test_what_is_too_slow_has_more_taken_out_next() -> None:
+    first = propose(SPEC, ROOM, [], 0, least=0.9)
+    assert first is not None
+    second = propose(SPEC, ROOM, [Tried(dict(first.params), None, 1.1)], 1, least=0.9)
+    assert second is not None
+    assert second.params["amount"] > first.params["amount"]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
+def test_nothing_is_proposed_twice_and_the_same_past_gives_the_same(sampler: str) -> None:
+    spec = SPEC.model_copy(update={"sampler": sampler})
+    past: list[Tried] = []
+    for number in range(12):
+        design = propose(spec, ROOM, past, number, least=0.9)
+        assert design is not None
+        assert design == propose(spec, ROOM, past, number, least=0.9)
+        assert dict(design.params) not in [tried.params for tried in past]
+        assert design.prune is None or design.prune["amount"] in AMOUNTS
+        # Some fail, some are given up after a quick look.
+        quality, gain = [(0.8 + number / 100, 1.5), (None, 1.1), (None, None)][number % 3]
+        past.append(Tried(dict(design.params), quality, gain))
+
+
+def test_where_there_is_nothing_left_to_try_it_ends() -> None:
+    room = Room(("openvino:fp32",), ("share",))
+    past: list[Tried] = []
+    for number in range(3):
+        design = propose(SPEC, room, past, number, least=0.9)
+        if design is None:
+            break
+        past.append(Tried(dict(design.params), 0.9, 1.2))
+    assert len(past) == 2  # two numbers of groups
+    assert propose(SPEC, Room(("openvino:fp32",), ()), [], 0, least=0.9) is None
