@@ -52,17 +52,26 @@ def stop_trials(catalog: Catalog, queue: Queue, parent: str) -> None:
                 continue
 
 
+def try_again(catalog: Catalog, parent: Job) -> None:
+    """Before a failed optimize job is retried: what failed of it is tried again. A search keeps what failed as it is,
+    for its sampler has been told."""
+    if parent.kind == "optimize" and parent.status == "failed":
+        failed = [job.id for job in catalog.trials.of(parent.id).values() if job.status == "failed"]
+        catalog.trials.stop(parent.id, failed)
+
+
 def resume_trials(catalog: Catalog, queue: Queue, parent: str, allowance: int) -> None:
-    """At the start of a step: trials that had ended because their parent did, which was retried, are queued again."""
+    """At the start of a step of a parent that was retried: trials that had ended because it did, and those that
+    `try_again` names, are queued again."""
     for id in catalog.trials.stopped(parent):
         with contextlib.suppress(Stale, NotFound):
             job = catalog.brief(id)
             if job.status in ("running", "cancelling"):
                 continue  # it is about to end, which makes for another step
-            if job.status == "cancelled":
+            if job.status in ("cancelled", "failed"):
                 again = catalog.moved(
-                    id, was={"cancelled"}, to="queued", attempt=job.attempt, next_attempt=job.attempt + 1,
-                    allowed_attempts=job.attempt + allowance, started_at=None, finished_at=None,
+                    id, was={job.status}, to="queued", attempt=job.attempt, next_attempt=job.attempt + 1,
+                    allowed_attempts=job.attempt + allowance, error=None, started_at=None, finished_at=None,
                 )  # fmt: skip
                 queue.enqueue(again)
         catalog.trials.forget_stopped(parent, id)

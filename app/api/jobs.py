@@ -24,7 +24,7 @@ from app.errors import Conflict, NotFound, Unprocessable
 from app.queue import Queue
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog, Stale
-from app.trials import WAITING_KINDS, stop_trials, tell_parent
+from app.trials import WAITING_KINDS, stop_trials, tell_parent, try_again
 
 router = APIRouter(tags=["jobs"])
 
@@ -200,6 +200,7 @@ def _retry(id: str, attempts: int, catalog: Catalog, queue: Queue, artifacts: Ar
             hint="submit a new job with the same fields" if job.ended else "cancel it first",
         )
     _check_sources(job, catalog, artifacts)
+    try_again(catalog, job)
     queued = catalog.moved(
         id,
         was={"failed", "cancelled"},

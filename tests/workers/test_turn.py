@@ -17,7 +17,7 @@ from app.reaper import bring_back_now, reap
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
-from app.trials import stop_trials
+from app.trials import resume_trials, stop_trials, try_again
 from workers.context import Context
 from workers.lease import Ending
 from workers.passes import Outcome, Waits
@@ -186,6 +186,28 @@ def test_a_failed_trial_wakes_its_parent_too(parts: Parts, log: Log) -> None:
     job = parts.catalog.job("s1")
     assert job.status == "succeeded"
     assert log.steps[-1] == {"t0": "succeeded", "t1": "failed", "t2": "succeeded"}
+
+
+def test_what_failed_of_an_optimize_job_is_tried_again_with_it(parts: Parts, log: Log) -> None:
+    fails = [True]
+
+    def fail(ctx: Context) -> None:
+        if fails[0]:
+            raise Unprocessable("not yet")
+
+    log.during[1] = fail
+    submit(parts, trials=2)
+    while deliver(parts):
+        pass
+    trial = parts.catalog.job("s1-t1")
+    assert trial.status == "failed"
+    fails[0] = False
+    try_again(parts.catalog, parts.catalog.job("s1").but(kind="search", status="failed"))
+    assert parts.catalog.trials.stopped("s1") == []  # a search's sampler has been told of it
+    try_again(parts.catalog, parts.catalog.job("s1").but(kind="optimize", status="failed"))
+    resume_trials(parts.catalog, parts.queue, "s1", 2)
+    again = parts.catalog.job("s1-t1")
+    assert (again.status, again.attempt, again.error) == ("queued", 2, None)
 
 
 @pytest.mark.parametrize("phase", ["queued", "waiting", "due"])
