@@ -75,7 +75,9 @@ def test_a_running_job_is_cancelled_long_before_its_end(own: Service, client: Cl
     until(lambda: not list((own.data / "scratch" / "jobs").glob(f"{id}*")))
 
 
-@pytest.mark.parametrize("victims", [["job"], ["worker"], ["job", "worker"]], ids="+".join)
+@pytest.mark.parametrize(
+    "victims", [["job"], pytest.param(["worker"], marks=pytest.mark.slow), ["job", "worker"]], ids="+".join
+)
 def test_a_killed_attempt_resumes_from_its_checkpoint(own: Service, client: Client, victims: list[str]) -> None:
     id = start_training(client)
     until(lambda: files_in(own.data / "store" / "checkpoints" / id) != [])

@@ -104,7 +104,12 @@ def test_a_state_dict_inside_a_list(client: Client, shared: Path, cifar2000: dic
 
 
 @pytest.mark.parametrize(
-    "name", ["silero_vad", "ppocr_cls_v2", "marabou_cifar10_small", "cifar_base_kw", "mnist-net_256x2"]
+    "name",
+    [
+        "silero_vad",
+        "marabou_cifar10_small",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("ppocr_cls_v2", "cifar_base_kw", "mnist-net_256x2")),
+    ],
 )
 def test_onnx_files_give_their_reference_answers(client: Client, shared: Path, name: str) -> None:
     client.push(shared / "models" / f"{name}.onnx", name, wait=True)
