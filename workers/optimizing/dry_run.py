@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.domain.records import Version
+from app.domain.records import Version, parse_ref
 from app.domain.specs import OptimizeSpec, Training
 from workers.context import Context
 from workers.nn.verdict import fewest_rows
@@ -18,7 +18,7 @@ ENGINE_S, JUDGE_S = 5.0, 15.0  # to build and measure an engine; to measure thos
 def dry_run(spec: OptimizeSpec, version: Version, ctx: Context) -> Outcome:
     """Loads and measures the network for a few seconds; trains and publishes nothing. Raises Unavailable."""
     race = race_of(spec, version, str(ctx.job.dataset), {})
-    dataset = ctx.catalog.dataset(*_exact(str(ctx.job.dataset)))
+    dataset = ctx.catalog.dataset(*parse_ref(str(ctx.job.dataset)))
     rows = dataset.splits
     report: dict[str, Any] = {
         "dry_run": True,
@@ -73,8 +73,3 @@ def _trained(spec: OptimizeSpec, version: Version, ctx: Context) -> float:
     data = ctx.dataset().fit_to(net.signature)
     ctx.progress(0, None, phase="a few steps of training, on a copy")
     return forecast.training(net, data, Training.model_validate(training_of(spec, version.macs)), ctx)
-
-
-def _exact(ref: str) -> tuple[str, int]:
-    name, _, number = ref.partition("@")
-    return name, int(number)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.domain.records import Latency, Made, Metrics, Quality, Version
-from app.errors import NotFound
+from app.domain.records import Made, Version
 from workers.context import Context
 from workers.optimizing.front import pareto, proven, sequence
 from workers.optimizing.race import Race
@@ -75,24 +74,14 @@ def _gain(race: Race, judged: Mapping[str, Any], name: str) -> float:
 def publish(race: Race, name: str, judged: Mapping[str, Any], ctx: Context) -> Version:
     """The version of a candidate that was judged; its metrics are those of the test split. Raises NotFound."""
     row, job = judged["candidates"][name], race.trials[name]
-    held = kept.find(ctx.artifacts, _key(race, name))
-    if held is None or held.version is None:
-        raise NotFound(f"what {name} made is kept no more", retryable=True)
-    before = held.version
-    metrics = Metrics(
-        quality=Quality.model_validate(row["quality"]) if row["quality"] else None,
-        latency=tuple(Latency.model_validate(at) for at in row["latency"]),
-        parity=before.metrics.parity,
-        layer_sparsity=before.metrics.layer_sparsity,
-    )
     recipe = [{**link, "dataset": race.dataset} for link in job.spec["chain"]]
-    return kept.publish(
-        ctx.artifacts, ctx.catalog, _key(race, name),
-        name=race.model.partition("@")[0], parent=race.model,
+    key = _key(race, name)
+    return kept.publish_judged(
+        ctx.artifacts, ctx.catalog, key, row,
+        parent=race.model,
         made_by=Made(job=job.id, spec={"kind": "optimize", "job": ctx.job.id, "candidate": name, "chain": recipe}),
-        metrics=metrics, verdict=row.get("verdict"),
-        details=before.details | {"recipe": recipe, "optimize": ctx.job.id},
-        notes=(*before.notes, str(row["told"])),
+        details={"recipe": recipe, "optimize": ctx.job.id}, verdict=row.get("verdict"),
+        notes=(*kept.version_of(ctx.artifacts, key).notes, str(row["told"])),
     )  # fmt: skip
 
 

@@ -156,6 +156,6 @@ def _publish(told: telling.Told, best: FrozenTrial, judge: Job, ctx: Context) ->
         raise Unprocessable(
             f"the winner, trial {best.number}, could not be published: {problem.detail}",
             code="not_published",
-            hint="retry the search: trials whose results were swept away are computed again",
+            hint="submit the search again: what was swept away is computed anew, what is still kept is not",
         ) from problem
     return version, row

@@ -5,25 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.domain.records import Made, Metrics, Quality, Version, parse_ref
-from app.errors import NotFound
+from app.domain.records import Made, Version
 from workers.context import Context
 from workers.trials import kept
 
 
 def publish(ctx: Context, key: str, chain: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> Version:
     """What a chain made. row: what the trial `judge` says of it. The same job publishes once. Raises NotFound."""
-    held = kept.find(ctx.artifacts, key)
-    if held is None or held.version is None:
-        raise NotFound(f"what lay under {key[:12]} is kept no more", retryable=True)
-    before = held.version
-    quality = Quality.model_validate(row["quality"]) if row.get("quality") else None
-    metrics = Metrics(quality=quality, parity=before.metrics.parity, layer_sparsity=before.metrics.layer_sparsity)
     recipe = [{**link, "dataset": ctx.job.dataset} for link in chain]
-    return kept.publish(
-        ctx.artifacts, ctx.catalog, key,
-        name=parse_ref(str(ctx.job.model))[0], parent=ctx.job.model, made_by=Made(job=ctx.job.id, spec=ctx.job.spec),
-        metrics=metrics, details=before.details | {"recipe": recipe, "search": ctx.job.id},
+    return kept.publish_judged(
+        ctx.artifacts, ctx.catalog, key, row,
+        parent=str(ctx.job.model), made_by=Made(job=ctx.job.id, spec=ctx.job.spec),
+        details={"recipe": recipe, "search": ctx.job.id},
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.domain.records import Dataset, Made, Version
+from app.domain.records import Dataset, Latency, Made, Metrics, Quality, Version, parse_ref
 from app.errors import NotFound
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
@@ -83,16 +83,48 @@ def fetch(artifacts: Artifacts, kept: Kept, to: Path) -> tuple[Version, Path]:
     return kept.version, fetch_files(artifacts, kept.version.folder, kept.version.files, to / kept.key)
 
 
+def version_of(artifacts: Artifacts, key: str) -> Version:
+    """The record of the version that a trial made. Raises NotFound."""
+    kept = find(artifacts, key)
+    if kept is None or kept.version is None:
+        raise NotFound(f"nothing is kept under {key[:12]}: it was swept away", retryable=True)
+    return kept.version
+
+
+def publish_judged(
+    artifacts: Artifacts,
+    catalog: Catalog,
+    key: str,
+    row: Mapping[str, Any],
+    *,
+    parent: str,
+    made_by: Made,
+    details: Mapping[str, Any],
+    **changes: Any,
+) -> Version:
+    """`publish` with the figures of the test split in place of those that the candidate was chosen by. row: what the
+    role `judge` says of it; without `quality` and `latency` the version has none. Raises NotFound."""
+    before = version_of(artifacts, key)
+    metrics = Metrics(
+        quality=Quality.model_validate(row["quality"]) if row.get("quality") else None,
+        latency=tuple(Latency.model_validate(at) for at in row.get("latency", ())),
+        parity=before.metrics.parity,
+        layer_sparsity=before.metrics.layer_sparsity,
+    )
+    return publish(
+        artifacts, catalog, key, name=parse_ref(parent)[0], parent=parent, made_by=made_by, metrics=metrics,
+        details=before.details | dict(details), **changes,
+    )  # fmt: skip
+
+
 def publish(
     artifacts: Artifacts, catalog: Catalog, key: str, *, name: str, parent: str | None, made_by: Made, **changes: Any
 ) -> Version:
     """Makes a version of what was kept: its files are copied, its record is changed by `changes`. A repeated call for
     the same made_by.job gives the version of the first. Raises NotFound."""
-    kept = find(artifacts, key)
-    if kept is None or kept.version is None:
-        raise NotFound(f"nothing is kept under {key[:12]}: it was swept away", retryable=True)
+    version = version_of(artifacts, key)
     folder = f"models/{name}/files/{made_by.job}-1"
-    for file in kept.version.files:
-        artifacts.copy(f"{kept.version.folder}/{file}", f"{folder}/{file}")
-    draft = kept.version.but(name=name, parent=parent, made_by=made_by, folder=folder, **changes)
+    for file in version.files:
+        artifacts.copy(f"{version.folder}/{file}", f"{folder}/{file}")
+    draft = version.but(name=name, parent=parent, made_by=made_by, folder=folder, **changes)
     return publish_version(artifacts, catalog, draft)

@@ -10,7 +10,7 @@ from typing import Any
 
 from app import runtimes
 from app.domain import specs
-from app.domain.records import Made, Version, now
+from app.domain.records import Made, Version, now, parse_ref
 from app.errors import Unprocessable
 from app.runtimes import _cpu
 from workers.context import Context
@@ -34,7 +34,7 @@ class End:
 
 def keys_of(root: Version, links: Sequence[specs.Spec], ctx: Context, at_split: str) -> list[str]:
     """A key for every beginning of the chain: what it gives depends on nothing else."""
-    data = kept.content_of(ctx.catalog.dataset(*_exact(ctx.job.dataset))) if ctx.job.dataset else None
+    data = kept.content_of(ctx.catalog.dataset(*parse_ref(ctx.job.dataset))) if ctx.job.dataset else None
     told = [_content(link, ctx) for link in links]
     return [
         kept.key_of(role="chain", model=kept.content_of(root), dataset=data, chain=told[: n + 1], split=at_split)
@@ -142,8 +142,8 @@ def _replaced(value: Any, ref: str, content: str) -> Any:
     return value
 
 
-def _exact(ref: str | None) -> tuple[str, int]:
-    name, _, number = (ref or "").partition("@")
+def _exact(ref: str) -> tuple[str, int]:
+    name, _, number = ref.partition("@")
     return name, int(number)
 
 
