@@ -16,7 +16,8 @@ from app.reaper import reap
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
-from app.storage.registry import reindex_if_empty, sweep
+from app.storage.registry import reindex_if_empty
+from app.storage.sweeping import sweep
 
 log = logging.getLogger("enginesmith.app")
 SWEEP_S = 3600.0
@@ -82,6 +83,6 @@ async def _look_after(parts: Parts, learned: bool) -> None:
             await asyncio.to_thread(reap, catalog, queue, settings)
             if time.monotonic() - swept > SWEEP_S:
                 swept = time.monotonic()
-                await asyncio.to_thread(sweep, artifacts, catalog, settings.sweep_after_s)
+                await asyncio.to_thread(sweep, artifacts, catalog, settings.sweep_after_s, settings.trials_bytes)
         except Exception as error:
             log.warning("looking after the jobs failed, and is tried again: %s", error)

@@ -60,6 +60,8 @@ class Settings(BaseSettings):
     poll_s: float = Field(1.0, gt=0)
     # Seconds for which a staged upload or an unnamed file is kept.
     sweep_after_s: float = 24 * 3600.0
+    # What the trials of all searches may keep in the store, in bytes, before the oldest goes; 0: only a week ends it.
+    trials_bytes: int = Field(20_000_000_000, ge=0)
 
     # Threads that one worker, or one engine, may use; 0: all cores (workers share them out).
     threads: int = Field(0, ge=0)

@@ -53,9 +53,8 @@ def stop_trials(catalog: Catalog, queue: Queue, parent: str) -> None:
 
 
 def try_again(catalog: Catalog, parent: Job) -> None:
-    """Before a failed optimize job is retried: what failed of it is tried again. A search keeps what failed as it is,
-    for its sampler has been told."""
-    if parent.kind == "optimize" and parent.status == "failed":
+    """Before a failed search or optimize job is retried: what failed of it is tried again."""
+    if parent.kind in WAITING_KINDS and parent.status == "failed":
         failed = [job.id for job in catalog.trials.of(parent.id).values() if job.status == "failed"]
         catalog.trials.stop(parent.id, failed)
 

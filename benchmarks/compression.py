@@ -2,9 +2,10 @@
 
     python benchmarks/compression.py [--tasks digits,mnist] [--seeds 0,1,2] [--shared ../shared/data] [--out FOLDER]
 
-Each task runs in a service of its own: the network is uploaded, trained where it comes without weights, and given to
-an `optimize` job. Then the rivals are made, through the same service where they are jobs. All of them, torch eager too,
-are measured in turns in one process, with equal threads. Accuracies are those of the test split.
+Each task runs in a service of its own, with a worker for each core: the network is uploaded, trained where it comes
+without weights, and given to an `optimize` job. Then the rivals are made, through the same service where they are jobs.
+All of them, torch eager too, are measured in turns in one process, with equal threads: one, then one for each core.
+Accuracies are those of the test split.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,14 @@ from workers.trials.speed import race
 
 ROOT = Path(__file__).resolve().parents[1]
 EAGER, OURS = "torch eager", "optimize"
+CORES = os.cpu_count() or 1
 
 
+@dataclass(frozen=True)
 class Alone:
     """What a race asks of a job's context, where there is no job."""
 
-    threads = os.cpu_count() or 1
+    threads: int
 
     def progress(self, *_: Any, **__: Any) -> None:
         return None
@@ -71,21 +74,25 @@ def run(task: Task, seed: int) -> dict[str, Any]:
     """Everything of one task with one seed."""
     arrays = task.arrays()
     with tempfile.TemporaryDirectory() as folder:
-        with service() as (url, _):
+        with service(workers=CORES) as (url, _):
             job, failed, minutes, versions, contestants = _made(task, arrays, Client(url), Path(folder), seed)
         # The race begins when the service has ended: nothing else is to run meanwhile.
         rows = {name: _row(version) for name, version in versions.items()}
-        for batch in sorted({1, *task.aims}):
-            timed = race(contestants, "plain fp32", batch, Alone())  # type: ignore[arg-type]
-            for name in contestants:
-                rows[name]["ms"][batch] = timed.latencies[name].p50_ms
-                rows[name]["times"][batch] = asdict(timed.ratios[name])
+        for threads in sorted({1, CORES}):
+            batches = sorted({1, *task.aims})
+            timings = race(contestants, "plain fp32", batches, Alone(threads))  # type: ignore[arg-type]
+            for batch, timed in zip(batches, timings, strict=True):
+                for name in contestants:
+                    rows[name]["speed"].append(
+                        {"threads": threads, "batch": batch, "ms": timed.latencies[name].p50_ms}
+                        | asdict(timed.ratios[name])
+                    )
     report = job.result["report"]
     return {
         "task": task.name, "seed": seed, "minutes": minutes, "verdict": job.result["verdict"], "aims": task.aims,
         "winner": report["winner"]["design"], "told": report["verdict"]["told"],
         "notes": [*task.notes, *report["notes"]],
-        "rows": rows, "failed": failed, "threads": Alone.threads, "load": os.getloadavg(), "table": report["table"],
+        "rows": rows, "failed": failed, "load": os.getloadavg(), "table": report["table"],
     }  # fmt: skip
 
 
@@ -120,23 +127,25 @@ def _row(version: Any) -> dict[str, Any]:
     return {
         "ref": version["ref"], "parameters": version["parameters"], "bytes": version["bytes"],
         "verdict": version["verdict"], "accuracy": quality.get("value"), "low": quality.get("low"),
-        "high": quality.get("high"), "rows": quality.get("n"), "ms": {}, "times": {},
+        "high": quality.get("high"), "rows": quality.get("n"), "speed": [],
     }  # fmt: skip
 
 
 def told(found: dict[str, Any]) -> str:
     """The table of one run."""
-    batches = sorted({int(batch) for row in found["rows"].values() for batch in row["ms"]})
-    head = "".join(f"{f'ms at {b}':>10}{'×':>7}" for b in batches)
+    cases = next(iter(found["rows"].values()))["speed"]
+    over = "".join(f"{case['threads']:>9} {'threads' if case['threads'] > 1 else 'thread':<7}" for case in cases)
+    head = "".join(f"{'ms at':>7}{case['batch']:>3}{'×':>7}" for case in cases)
     lines = [
         f"{found['task']}, seed {found['seed']}: {found['winner']} ({found['verdict']}, {found['minutes']:.1f} min, "
-        f"{found['threads']} threads, load {found['load'][0]:.1f})",
+        f"load {found['load'][0]:.1f})",
+        f"{'':79}{over}",
         f"{'':44}{'parameters':>11}{'accuracy, % [95 %]':>24}{head}",
     ]
-    for name, row in sorted(found["rows"].items(), key=lambda pair: pair[1]["times"][batches[0]]["ratio"]):
+    for name, row in sorted(found["rows"].items(), key=lambda pair: pair[1]["speed"][0]["ratio"]):
         low, value, high = (100 * (row[part] or 0) for part in ("low", "accuracy", "high"))
         accuracy = f"{value:.2f} [{low:.1f}, {high:.1f}]" if row["rows"] else ""
-        figures = "".join(f"{row['ms'][b]:>10.3f}{row['times'][b]['ratio']:>6.2f}×" for b in batches)
+        figures = "".join(f"{case['ms']:>10.3f}{case['ratio']:>6.2f}×" for case in row["speed"])
         lines.append(f"{name[:43]:44}{row['parameters'] or 0:>11,}{accuracy:>24}{figures}")
     lines += [f"{name}: none ({why})" for name, why in found["failed"].items()]
     lines += [f"aim at batch {batch}: {aim}×" for batch, aim in found["aims"].items()]

@@ -69,14 +69,21 @@ class Context:
         """The trials of this job by name, as they are now: all, or those of the names that there are."""
         return self.catalog.trials.of(self.job.id, names)
 
-    def source(self, ref: str | None = None) -> tuple[Version, Path]:
-        """A version (the job's own unless named) and a folder with its files, verified. Raises NotFound."""
+    def version(self, ref: str | None = None) -> Version:
+        """The record of a version (the job's own unless named; of a model the newest). Raises NotFound."""
         ref = ref or self.job.model
         if ref is None:
             raise Unprocessable("this job names no model")
+        if ref in self._sources:
+            return self._sources[ref][0]
+        name, number = parse_ref(ref)
+        return self.catalog.version(name, number) if number else self.catalog.versions(name)[-1]
+
+    def source(self, ref: str | None = None) -> tuple[Version, Path]:
+        """A version (the job's own unless named) and a folder with its files, verified. Raises NotFound."""
+        version = self.version(ref)
+        ref = ref or version.ref
         if ref not in self._sources:
-            name, n = parse_ref(ref)
-            version = self.catalog.version(name, n) if n else self.catalog.versions(name)[-1]
             folder = (self.fetched or self.scratch) / "sources" / version.ref
             with tracing.span("fetch", what=version.ref):
                 self._sources[ref] = version, fetch_files(self.artifacts, version.folder, version.files, folder)

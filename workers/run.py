@@ -17,7 +17,7 @@ from typing import Any
 
 from app import tracing
 from app.domain import specs
-from app.domain.records import Job, Made, Result, Version, now
+from app.domain.records import Job, Made, Result, Version, now, parse_ref
 from app.errors import InsufficientStorage, Internal, NotFound, Problem
 from app.queue import Queue, delivery
 from app.settings import Settings
@@ -113,6 +113,8 @@ def _attempt(job: Job, parts: Parts, lease: Lease, turn: Turn) -> Job | None:
     try:
         outcome = _work(job, parts, report, lease)
         if isinstance(outcome, Waits):
+            if outcome.trials:
+                _still_there(job, catalog)
             turn.start(job, outcome.trials)
             report.close()
             lease.settle()
@@ -147,6 +149,22 @@ def _attempt(job: Job, parts: Parts, lease: Lease, turn: Turn) -> Job | None:
     if not (ended.error and ended.error["retryable"]):
         _clear(parts.artifacts, job)
     return ended
+
+
+def _still_there(job: Job, catalog: Catalog) -> None:
+    """Raises NotFound before trials are begun that would all come to the same error."""
+    try:
+        name, number = parse_ref(job.model) if job.model else ("", None)
+        if number is not None:
+            catalog.version(name, number)
+        if job.dataset:
+            catalog.dataset(*parse_ref(job.dataset))
+    except NotFound as gone:
+        raise NotFound(
+            f"{gone.detail}: it was deleted while this job ran",
+            code="deleted_meanwhile",
+            hint="upload it again, and submit the job again: what the trials found is kept, and not computed twice",
+        ) from None
 
 
 def _park(job: Job, parts: Parts, waits: Waits) -> Job:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from app.api.checking import compressing, fitting, optimizing, quantizing, searching, teaching
+from app.api.checking.targets import check_target
 from app.domain.compression import check_int8
 from app.domain.records import Dataset, Version, parse_ref
 from app.domain.specs import (
@@ -65,7 +66,7 @@ def resolve(spec: Spec, catalog: Catalog) -> Resolved:
     if isinstance(spec, ConvertSpec):
         check_int8(version.ref, version.parent, version.details.get("quantized"), spec.precision, spec.target)
         _check_shapes_named(spec, version)
-        _check_target(spec, workers)
+        check_target(spec.target, workers, [spec.precision])
     warnings = _warnings(spec, version, dataset, catalog)
     return Resolved(stored, version.ref, dataset.ref if dataset else None, choose_queue(spec, workers), warnings)
 
@@ -93,15 +94,13 @@ def _resolve_search(spec: SearchSpec, catalog: Catalog) -> Resolved:
         _check_layers(links[0].layers, version)
     quantized = bool(version.details.get("quantized")) or any(isinstance(link, QuantizeSpec) for link in links)
     for link in links:
-        if isinstance(link, ConvertSpec):
-            if link.precision == "int8" and not quantized:
-                raise Unprocessable(
-                    "the chain ends in an int8 engine, and nothing in it quantizes",
-                    code="not_quantized",
-                    hint="put a link of kind 'quantize' before it",
-                    errors=[{"loc": ["chain", len(links) - 1, "precision"], "msg": "needs a quantized network"}],
-                )
-            _check_target(link, workers)
+        if isinstance(link, ConvertSpec) and link.precision == "int8" and not quantized:
+            raise Unprocessable(
+                "the chain ends in an int8 engine, and nothing in it quantizes",
+                code="not_quantized",
+                hint="put a link of kind 'quantize' before it",
+                errors=[{"loc": ["chain", len(links) - 1, "precision"], "msg": "needs a quantized network"}],
+            )
     stored = teaching.exact(spec.model_dump(mode="json"), catalog)
     return Resolved(stored, version.ref, dataset.ref, choose_queue(spec, workers), warnings)
 
@@ -218,24 +217,3 @@ def _check_shapes_named(spec: ConvertSpec, version: Version) -> None:
                 code="bad_shapes",
                 errors=[{"loc": ["shapes", name], "msg": "there is no such input"}],
             )
-
-
-def _check_target(spec: ConvertSpec, workers: list[dict[str, Any]]) -> None:
-    """Refuses a target that no live worker can build; with no worker alive nobody knows."""
-    told = [w["targets"][spec.target] for w in workers if spec.target in w.get("targets", {})]
-    if not told:
-        return
-    able = [t for t in told if t.get("ok")]
-    if not able:
-        raise Conflict(
-            f"no worker here can build for {spec.target}: {told[0].get('reason') or 'it is not installed'}",
-            code="target_unavailable",
-            hint="GET /v1/jobs/kinds says which targets can be built, and why others cannot",
-        )
-    precisions = sorted({p for t in able for p in t.get("precisions") or ()})
-    if precisions and spec.precision not in precisions:
-        raise Conflict(
-            f"no worker here can build {spec.target} in {spec.precision}",
-            code="target_unavailable",
-            hint=f"it can do {', '.join(precisions)}",
-        )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from app.domain.records import Dataset
 from app.errors import Unprocessable
+
+# Where in a spec, and what is wrong there.
+Wrong = tuple[list[str | int], str]
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,32 @@ def class_path(said: str, dataset: Dataset) -> str:
             errors=[{"loc": ["dataset"], "msg": "does not fit the estimator"}],
         )
     return path
+
+
+def check_names(path: str, known: Iterable[str], fixed: Collection[str], space: Collection[str]) -> None:
+    """Whether an estimator, `module:class`, has the parameters that `params` and `space` name, and each but once.
+    known: those that it has. Raises Unprocessable that names every one that is wrong."""
+    owner, known = path.partition(":")[2], sorted(known)
+    wrong: list[Wrong] = []
+    for part, names in (("params", fixed), ("space", space)):
+        for name in names:
+            if name in OURS and name in (*known, "n_jobs"):
+                wrong.append(([part, name], f"`{name}` is not to be set: {OURS[name]}"))
+            elif name not in known:
+                close = difflib.get_close_matches(name, known, 1, 0.7)
+                meant = f": is {close[0]!r} meant?" if close else ""
+                wrong.append(([part, name], f"{owner} has no parameter {name!r}{meant}"))
+    wrong += [(["space", n], f"`{n}` is both in `space` and in `params`") for n in space if n in fixed]
+    if wrong:
+        told = ", ".join(name for name in known if name not in OURS)
+        raise refused(wrong, f"{owner} has: {told}", "unknown_parameter")
+
+
+def refused(wrong: Sequence[Wrong], hint: str, code: str) -> Unprocessable:
+    """One error for all that is wrong, each with its place."""
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    errors = [{"loc": loc, "msg": text} for loc, text in wrong[:50]]
+    return Unprocessable(f"{wrong[0][1]}{more}", code=code, hint=hint, errors=errors)
 
 
 def _plain(name: str) -> str:

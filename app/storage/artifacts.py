@@ -33,6 +33,14 @@ class Staged(NamedTuple):
     bytes: int
 
 
+class Entry(NamedTuple):
+    """at: the time of its writing."""
+
+    key: str
+    at: datetime
+    bytes: int
+
+
 class Artifacts:
     """Puts, gets, lists and deletes objects. Methods are synchronous unless they stream for the app."""
 
@@ -162,15 +170,15 @@ class Artifacts:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Every key below a prefix (whole path segments)."""
-        for key, _ in self.entries(prefix):
+        for key, _, _ in self.entries(prefix):
             yield key
 
-    def entries(self, prefix: str) -> Iterator[tuple[str, datetime]]:
-        """Every key below a prefix with its time of writing."""
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """Everything below a prefix."""
         with _translated(prefix):
             for page in obstore.list(self._store, prefix=prefix):
                 for meta in page:
-                    yield meta["path"], meta["last_modified"]
+                    yield Entry(meta["path"], meta["last_modified"], meta["size"])
 
     def folders(self, prefix: str) -> list[str]:
         """The names one level below a prefix."""

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 
 from app.domain.records import Dataset, Version, now
@@ -16,7 +15,6 @@ from app.storage.catalog import Catalog
 
 MANIFEST = "manifest.json"
 TOMBSTONE = "tombstone.json"
-TRIALS_KEPT_S = 7 * 24 * 3600.0
 
 
 def put_files(artifacts: Artifacts, folder: Path, prefix: str) -> tuple[dict[str, str], int]:
@@ -60,7 +58,7 @@ def publish_version(artifacts: Artifacts, catalog: Catalog, draft: Version) -> V
 
 def find_version(artifacts: Artifacts, name: str, job: str) -> Version | None:
     """The version that a job has published, newest first. Deleted ones are not found."""
-    for n in sorted(_numbers(artifacts, f"models/{name}"), reverse=True):
+    for n in sorted(numbers(artifacts, f"models/{name}"), reverse=True):
         version = read_version(artifacts, name, n)
         if version and version.made_by.job == job:
             return version
@@ -107,17 +105,18 @@ def reindex(artifacts: Artifacts, catalog: Catalog) -> dict[str, int]:
     """Rebuilds the index in Redis from the manifests; says how many of each it found."""
     found = {"versions": 0, "datasets": 0, "evaluations": 0}
     for name in artifacts.folders("models"):
-        for n in _numbers(artifacts, f"models/{name}"):
+        for n in numbers(artifacts, f"models/{name}"):
             if version := read_version(artifacts, name, n):
                 catalog.put_version(version)
                 found["versions"] += 1
-                for _, key in sorted((at, key) for key, at in artifacts.entries(f"models/{name}/{n}/evaluations")):
-                    catalog.put_evaluation(version.ref, json.loads(artifacts.get_bytes(key)))
+                entries = artifacts.entries(f"models/{name}/{n}/evaluations")
+                for entry in sorted(entries, key=lambda entry: entry.at):
+                    catalog.put_evaluation(version.ref, json.loads(artifacts.get_bytes(entry.key)))
                     found["evaluations"] += 1
     for name in artifacts.folders("datasets"):
-        for n in _numbers(artifacts, f"datasets/{name}"):
-            if text := _manifest(artifacts, f"datasets/{name}/{n}"):
-                catalog.put_dataset(Dataset.model_validate_json(text))
+        for n in numbers(artifacts, f"datasets/{name}"):
+            if dataset := read_dataset(artifacts, name, n):
+                catalog.put_dataset(dataset)
                 found["datasets"] += 1
     return found
 
@@ -129,60 +128,15 @@ def reindex_if_empty(artifacts: Artifacts, catalog: Catalog) -> dict[str, int] |
     return reindex(artifacts, catalog)
 
 
-def sweep(artifacts: Artifacts, catalog: Catalog, older_than_s: float) -> int:
-    """Removes uploads, checkpoints and files that nothing names, once they are old; says how many objects went."""
-    before = datetime.now(UTC) - timedelta(seconds=older_than_s)
-    open_ids = {job.id for job in catalog.open_jobs()}
-    named: set[str] = {f"checkpoints/{id}" for id in open_ids}
-    for name in artifacts.folders("models"):
-        for n in _numbers(artifacts, f"models/{name}"):
-            if version := read_version(artifacts, name, n):
-                named.add(version.folder)
-    for name in artifacts.folders("datasets"):
-        for n in _numbers(artifacts, f"datasets/{name}"):
-            if text := _manifest(artifacts, f"datasets/{name}/{n}"):
-                named.add(Dataset.model_validate_json(text).folder)
-    uploads = {str(job.spec.get("upload")) for job in catalog.open_jobs()}
-    gone = 0
-    for prefix in ("staging", "checkpoints", "models", "datasets"):
-        for key, at in list(artifacts.entries(prefix)):
-            parts = key.split("/")
-            mine = prefix in ("staging", "checkpoints") or (len(parts) > 4 and parts[2] == "files")
-            holder = "/".join(parts[:2]) if prefix == "checkpoints" else "/".join(parts[:4])
-            job = parts[3].rsplit("-", 1)[0] if mine and prefix == "models" else ""
-            if mine and at < before and holder not in named and key not in uploads and job not in open_ids:
-                artifacts.delete(key)
-                gone += 1
-    return gone + _sweep_trials(artifacts, catalog)
-
-
-def _sweep_trials(artifacts: Artifacts, catalog: Catalog) -> int:
-    """What trials have kept, a week after, while no job is open that may count on it; and journals of searches."""
-    before = datetime.now(UTC) - timedelta(seconds=TRIALS_KEPT_S)
-    for id in catalog.trials.studies():
-        try:
-            ended = catalog.brief(id).finished_at
-        except NotFound:
-            ended = "1970-01-01T00:00:00Z"
-        if ended is not None and datetime.fromisoformat(ended) < before:
-            catalog.trials.drop_study(id)
-    if any(job.kind in ("search", "optimize", "trial") for job in catalog.open_jobs()):
-        return 0
-    held: dict[str, list[tuple[str, datetime]]] = {}
-    for key, at in artifacts.entries("trials"):
-        held.setdefault(key.split("/")[1], []).append((key, at))
-    gone = 0
-    for entries in held.values():
-        if max(at for _, at in entries) < before:
-            # What names the others goes first: nobody then finds half of it.
-            artifacts.delete(*sorted((key for key, _ in entries), key=lambda key: not key.endswith("/candidate.json")))
-            gone += len(entries)
-    return gone
-
-
 def _bury(artifacts: Artifacts, place: str) -> None:
     with contextlib.suppress(FileExistsError):
         artifacts.put_bytes(b'{"deleted_at": "%s"}' % now().encode(), f"{place}/{TOMBSTONE}", create=True)
+
+
+def read_dataset(artifacts: Artifacts, name: str, n: int) -> Dataset | None:
+    """Like read_version."""
+    text = _manifest(artifacts, f"datasets/{name}/{n}")
+    return Dataset.model_validate_json(text) if text else None
 
 
 def _manifest(artifacts: Artifacts, place: str) -> bytes | None:
@@ -195,9 +149,10 @@ def _manifest(artifacts: Artifacts, place: str) -> bytes | None:
     return None
 
 
-def _numbers(artifacts: Artifacts, place: str) -> list[int]:
+def numbers(artifacts: Artifacts, place: str) -> list[int]:
+    """Of the versions below `models/name` or `datasets/name`, deleted ones too."""
     return sorted(int(name) for name in artifacts.folders(place) if name.isdecimal())
 
 
 def _newest(artifacts: Artifacts, place: str) -> int:
-    return max(_numbers(artifacts, place), default=0)
+    return max(numbers(artifacts, place), default=0)

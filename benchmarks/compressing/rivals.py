@@ -49,14 +49,15 @@ def rivals(task: Task, arrays: Arrays, client: Client, model: str, seed: int) ->
     for title, way in ways.items():
         try:
             engines[title] = way()
-        except (ApiError, EnginesmithError, RuntimeError) as error:
+        except (ApiError, EnginesmithError, RuntimeError, LookupError) as error:
             failed[title] = str(error).splitlines()[0][:200]
     return engines, failed
 
 
 def torch_pruning(task: Task, arrays: Arrays, client: Client, model: str, training: dict[str, Any]) -> nn.Module:
     """What a user of its high-level pruner gets: magnitude, half of the channels, then a plain loop of the same epochs,
-    batches, learning rate and schedule. Raises RuntimeError where the pruned network does not run any more."""
+    batches, learning rate and schedule, without augmentation. Raises RuntimeError or LookupError where it cannot prune
+    the network, or what it leaves does not run."""
     import torch_pruning as tp
 
     torch.manual_seed(int(training["seed"]))

@@ -15,6 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from benchmarks.compressing.networks import MnistExample, ResNet18, ResNet20
+
 Arrays = dict[str, npt.NDArray[Any]]
 IMAGENET = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
 
@@ -37,7 +39,7 @@ def tasks(shared: Path | None) -> dict[str, Task]:
     """All that can be run here. shared: a folder of other people's checkpoints and data; None: only what ships."""
     found = {"digits": _digits()}
     if shared is not None and (shared / "models").is_dir():
-        found |= {t.name: t for t in (_mnist(shared), _cifar(shared), _fashion(shared))}
+        found |= {t.name: t for t in (_mnist(shared), _cifar(shared), _fashion(shared), _resnet18(shared))}
     return found
 
 
@@ -58,21 +60,7 @@ def _digits() -> Task:
 
 def _mnist(shared: Path) -> Task:
     def network() -> nn.Module:
-        class Official(nn.Module):
-            """The network of PyTorch's MNIST example of 2018."""
-
-            def __init__(self) -> None:
-                super().__init__()
-                self.conv1, self.conv2 = nn.Conv2d(1, 20, 5), nn.Conv2d(20, 50, 5)
-                self.fc1, self.fc2 = nn.Linear(800, 500), nn.Linear(500, 10)
-
-            def forward(self, x: torch.Tensor) -> torch.Tensor:
-                x = torch.max_pool2d(torch.relu(self.conv1(x)), 2)
-                x = torch.max_pool2d(torch.relu(self.conv2(x)), 2)
-                x = torch.relu(self.fc1(x.view(-1, 800)))
-                return torch.log_softmax(self.fc2(x), dim=1)
-
-        made = Official()
+        made = MnistExample()
         made.load_state_dict(_checkpoint(shared, "mnist_cnn_official_example.pt"))
         return made
 
@@ -107,8 +95,8 @@ def _cifar(shared: Path) -> Task:
 
     return Task(
         "cifar_resnet20", network, arrays,
-        {"objective": "latency", "trials": 8, "time_limit_s": 1200,
-         "finetune": {"epochs": 4, "batch_size": 128, "lr": 0.02, "weight_decay": 5e-4}},
+        {"objective": "throughput", "trials": 8, "parallel": 2, "time_limit_s": 1200,
+         "finetune": {"epochs": 10, "batch_size": 128, "lr": 0.05, "weight_decay": 5e-4, "augment": "flip_crop"}},
         {1: 2.5, 32: 5.0},
         notes=("The test images are JPEG copies; the checkpoint loses ten points on them before anything is done.",),
     )  # fmt: skip
@@ -125,48 +113,39 @@ def _fashion(shared: Path) -> Task:
     training = {"epochs": 8, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4}
     return Task(
         "fashion_resnet20", lambda: ResNet20(1), arrays,
-        {"objective": "latency", "trials": 8, "time_limit_s": 1200,
-         "finetune": {"epochs": 4, "batch_size": 128, "lr": 0.02, "weight_decay": 5e-4}},
+        {"objective": "throughput", "trials": 10, "parallel": 2, "time_limit_s": 1200,
+         "finetune": {"epochs": 6, "batch_size": 128, "lr": 0.05, "weight_decay": 5e-4}},
         {1: 2.5, 32: 5.0}, train=training,
     )  # fmt: skip
 
 
+def _resnet18(shared: Path) -> Task:
+    """Pictures of an easy task made large: what is measured is what the network costs, and what it keeps of it."""
+
+    def arrays() -> Arrays:
+        folder = shared / "datasets" / "mnist"
+        x, y = _idx(folder, "train")
+        x_test, y_test = _idx(folder, "test3000")
+        train, test = (_enlarged(a) for a in (x[:1400], x_test[:2000]))
+        return _cut(train, y[:1400], test, y_test[:2000], val=400)
+
+    return Task(
+        "resnet18", ResNet18, arrays,
+        {"objective": "latency", "trials": 6, "parallel": 2, "time_limit_s": 1200,
+         "finetune": {"epochs": 2, "batch_size": 32, "lr": 0.02, "weight_decay": 5e-4}},
+        {1: 8.0}, train={"epochs": 4, "batch_size": 32, "lr": 0.05, "weight_decay": 5e-4, "amp": "bf16"},
+    )  # fmt: skip
+
+
+def _enlarged(x: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """N×28×28 of MNIST → N×3×224×224, normalised."""
+    small = (torch.from_numpy(x)[:, None].float() / 255 - 0.1307) / 0.3081
+    large = torch.nn.functional.interpolate(small, size=(224, 224), mode="bilinear", align_corners=False)
+    return np.asarray(large.expand(-1, 3, -1, -1).contiguous())
+
+
 def _checkpoint(shared: Path, name: str) -> Any:
     return torch.load(shared / "models" / name, weights_only=True, map_location="cpu")
-
-
-class Block(nn.Module):
-    """Two 3×3 convolutions and a shortcut without weights (He et al. 2015, option A)."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)
-        self.conv2, self.bn2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
-        self.more = (after - before) // 2
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        if self.more:
-            x = torch.nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.more, self.more))
-        return torch.relu(x + y)
-
-
-class ResNet20(nn.Module):
-    """The ResNet of 20 layers for small pictures (He et al. 2015, section 4.2)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(Block(16, 16, 1), Block(16, 16, 1), Block(16, 16, 1))
-        self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
-        self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        logits: torch.Tensor = self.linear(x.mean((2, 3)))
-        return logits
 
 
 def _cut(

@@ -101,6 +101,10 @@ def test_it_races_chooses_on_val_and_proves_on_test(ready: Bench) -> None:
     assert teachers
     assert set(teachers) == {"net@1"}
     assert not found.cache_hit
+    settings = report["settings"]
+    assert {row["batch"] for row in settings["tried"]} == {1, 8}
+    assert settings["recommended"]["instances"] == 1  # for latency
+    assert settings["told"] in report["notes"]
     assert len(list(ready.artifacts.keys("trials/shared"))) == 1  # the original was asked once for all of them
 
     again = optimize(ready, trials=2, passes=["prune"], max_accuracy_drop=0.1)

@@ -147,6 +147,41 @@ def test_where_every_trial_fails_the_search_does(field: Field) -> None:
     assert field.parts.catalog.open_jobs() == []
 
 
+def test_a_retried_search_tries_again_what_had_failed(field: Field) -> None:
+    from app.trials import try_again
+
+    def fail(spec: TrialSpec) -> None:
+        raise Unprocessable("the disk is full")
+
+    field.before = fail
+    job = field.run(space={"train.lr": LR}, sampler="tpe", trials=6, parallel=2)
+    assert job.status == "failed"
+    catalog = field.parts.catalog
+    asked = {name: trial.spec["chain"] for name, trial in catalog.trials.of("s1").items()}
+    field.before = lambda spec: None
+    try_again(catalog, job)
+    again = catalog.moved("s1", was={"failed"}, to="queued", next_attempt=job.attempt + 1, allowed_attempts=99)
+    field.parts.queue.enqueue(again)
+    found = report(field.finish())
+    assert found["trials"] == {"asked": 6, "complete": 6, "pruned": 0, "failed": 0, "repeated": 0, "cache_hits": 0}
+    jobs = catalog.trials.of("s1")
+    assert {name: jobs[name].spec["chain"] for name in asked} == asked
+
+
+def test_a_search_whose_data_set_is_deleted_ends_at_once(field: Field) -> None:
+    def delete(spec: TrialSpec) -> None:
+        if spec.number == 2:
+            field.parts.catalog.drop_dataset("data", 1)
+
+    field.before = delete
+    job = field.run(space={"train.lr": LR}, sampler="random", trials=40, parallel=1)
+    assert job.status == "failed"
+    assert job.error is not None
+    assert job.error["code"] == "deleted_meanwhile"
+    assert "data@1" in job.error["detail"]
+    assert len(field.tried) == 3
+
+
 @pytest.mark.parametrize("pruner", ["median", "asha", "hyperband"])
 def test_a_pruner_ends_what_lags_behind(field: Field, pruner: str) -> None:
     def epochs(chain: list[dict[str, Any]]) -> list[float]:

@@ -122,3 +122,17 @@ def test_halving_needs_rows() -> None:
 def test_survivors_put_failures_last() -> None:
     assert halving.survivors([0.1, None, 0.9, 0.5], 2) == [3, 2]
     assert halving.survivors([None, 0.2, None], 2) == [2, 1] or halving.survivors([None, 0.2, None], 2) == [0, 1]
+
+
+def test_the_parameters_that_are_known_are_those_of_the_library() -> None:
+    import importlib
+
+    from app.domain.estimator_params import PARAMETERS
+    from app.domain.estimators import KNOWN
+
+    found = {}
+    for known in KNOWN.values():
+        for path in filter(None, (known.classifier, known.regressor)):
+            module, _, name = path.partition(":")
+            found[name] = frozenset(getattr(importlib.import_module(module), name)().get_params(deep=False))
+    assert found == PARAMETERS

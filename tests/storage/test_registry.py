@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from drafts import draft
 
-from app.domain.records import Job, Made, Signature, Tensor, Version, now
 from app.errors import Internal, NotFound
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
@@ -13,30 +13,9 @@ from app.storage.registry import (
     fetch_files,
     find_version,
     publish_version,
-    put_files,
     reindex_if_empty,
     remove_version,
-    sweep,
 )
-
-
-def draft(artifacts: Artifacts, folder: Path, job: str, name: str = "net") -> Version:
-    (folder / "deep").mkdir(parents=True, exist_ok=True)
-    (folder / "a.bin").write_bytes(b"abc")
-    (folder / "deep" / "b.bin").write_bytes(b"d" * 1000)
-    prefix = f"models/{name}/files/{job}-1"
-    files, size = put_files(artifacts, folder, prefix)
-    return Version(
-        name=name,
-        version=1,
-        format="onnx",
-        folder=prefix,
-        files=files,
-        bytes=size,
-        signature=Signature(inputs=(Tensor(name="x", shape=(-1, 4)),)),
-        made_by=Made(job=job, spec={}),
-        created_at=now(),
-    )
 
 
 def test_numbers_grow_and_are_never_given_twice(artifacts: Artifacts, catalog: Catalog, tmp_path: Path) -> None:
@@ -81,32 +60,3 @@ def test_an_empty_redis_learns_from_the_manifests(artifacts: Artifacts, catalog:
     catalog.redis.flushall()
     assert reindex_if_empty(artifacts, catalog) == {"versions": 2, "datasets": 0, "evaluations": 0}
     assert catalog.versions("net") == before
-
-
-def test_the_sweeper_takes_only_what_nothing_names(artifacts: Artifacts, catalog: Catalog, tmp_path: Path) -> None:
-    made = publish_version(artifacts, catalog, draft(artifacts, tmp_path / "in", "j1"))
-    draft(artifacts, tmp_path / "in", "lost")
-    artifacts.put_bytes(b"", "staging/u/net.pt")
-    artifacts.put_bytes(b"", "checkpoints/gone/1-000001")
-    assert sweep(artifacts, catalog, older_than_s=3600) == 0
-    assert sweep(artifacts, catalog, older_than_s=-1) == 4
-    assert set(artifacts.keys(made.folder)) == {f"{made.folder}/{f}" for f in made.files}
-    assert set(artifacts.keys("models")) >= {"models/net/1/manifest.json"}
-
-
-def test_what_trials_kept_goes_after_a_week_unless_a_search_may_need_it(
-    artifacts: Artifacts, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for key in ("k/j-1/weights", "k/candidate.json"):
-        artifacts.put_bytes(b"", f"trials/{key}")
-    catalog.redis.set("es:study:gone:log_number", 0)
-    catalog.add(Job(id="s", kind="search", spec={"kind": "search"}, created_at=now()))
-    catalog.redis.set("es:study:s:log_number", 0)
-    assert sweep(artifacts, catalog, older_than_s=3600) == 0
-    assert catalog.trials.studies() == ["s"]  # whose job is there
-    monkeypatch.setattr("app.storage.registry.TRIALS_KEPT_S", -1.0)
-    assert sweep(artifacts, catalog, older_than_s=3600) == 0
-    catalog.moved("s", was={"queued"}, to="cancelled")
-    assert sweep(artifacts, catalog, older_than_s=3600) == 2
-    assert list(artifacts.keys("trials")) == []
-    assert catalog.trials.studies() == []

@@ -78,7 +78,7 @@ def _openers(room: Room, past: Sequence[Tried], least: float) -> list[dict[str, 
     engine = min(room.engines, key=lambda engine: (order.get(engine.partition(":")[2], 9), room.engines.index(engine)))
     if "prune" not in room.compress:
         return [{"engine": engine, "compress": "share", "groups": groups} for groups in GROUPS]
-    fields = {"engine": engine, "compress": "prune", "scope": "layer", "round_to": 8}
+    fields = {"engine": engine, "compress": "prune", "scope": "layer", "round_to": 4}
     low, high = 0.0, 0.9
     for tried in past:
         if tried.gain is not None and all(tried.params.get(name) == value for name, value in fields.items()):

@@ -116,8 +116,8 @@ class Race:
 
     @property
     def expected(self) -> int:
-        """How many trials there will be, the judge's among them, unless time or ideas run out."""
-        return len(self.plain) + len(self.tuned) + (0 if self.room.is_empty else self.spec.trials) + 1
+        """How many trials there will be, with the judge and the settings, unless time or ideas run out."""
+        return len(self.plain) + len(self.tuned) + (0 if self.room.is_empty else self.spec.trials) + 2
 
     @property
     def is_late(self) -> bool:

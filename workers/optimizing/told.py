@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from app.domain.records import Version
+from app.domain.records import Job, Version
 from workers.nn.verdict import fewest_rows
 from workers.optimizing.race import Race
 from workers.optimizing.verdicts import Choice
@@ -17,10 +17,11 @@ def told_so_far(race: Race) -> dict[str, Any]:
 
 
 def told(
-    race: Race, choice: Choice, judged: Mapping[str, Any], best: str, versions: Mapping[str, Version]
+    race: Race, choice: Choice, judged: Mapping[str, Any], best: str, versions: Mapping[str, Version], tried: Job
 ) -> dict[str, Any]:
-    """versions: what was published, by the name of the candidate."""
+    """versions: what was published, by the name of the candidate. tried: the trial of the settings, which has ended."""
     rows, won = judged["candidates"], judged["candidates"][best]
+    settings = tried.result.report["settings"] if tried.status == "succeeded" and tried.result else None
     spec = race.spec
     return {
         "objective": spec.objective,
@@ -43,8 +44,8 @@ def told(
         "recipe": versions[best].details.get("recipe"),
         "splits": {"chosen_on": "val", "judged_on": "test"},
         "floor_ms": judged.get("floor_ms"),
-        "settings": judged.get("settings"),
-        "notes": _notes(race, choice, judged, best),
+        "settings": settings,
+        "notes": [*_notes(race, choice, judged, best), *([settings["told"]] if settings else [])],
         "figures": [_pareto(race, judged, best), *judged.get("figures", [])],
     }
 

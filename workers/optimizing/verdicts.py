@@ -48,6 +48,15 @@ def judge_spec(race: Race, choice: Choice) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def settings_spec(race: Race, name: str) -> dict[str, Any]:
+    """The trial that finds out how the winner is best deployed. It makes no choice of a version."""
+    return {
+        "kind": "trial", "role": "settings", "model": race.model, "dataset": race.dataset,
+        "number": len(race.trials) + 1, "candidate": _key(race, name),
+        "objective": race.spec.objective, "batch": race.batch, "told": f"settings for {race.design_told(name)}",
+    }  # fmt: skip
+
+
 def winner(race: Race, choice: Choice, judged: Mapping[str, Any]) -> str:
     """The fastest that is proven, by what the judge measured; else the plain engine of a baseline; where nothing can be
     proven with so few rows, the fastest of those that are not refuted."""

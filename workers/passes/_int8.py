@@ -114,4 +114,4 @@ def _verdict(quantized: dict[str, Any], version: Version, change: dict[str, Any]
     found = judge(change, bound).verdict if change is not None else None
     if version.verdict == "rejected":
         return "rejected" if found in (None, "rejected") else "unproven"
-    return found if found != "unproven" else None
+    return found

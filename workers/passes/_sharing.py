@@ -61,11 +61,12 @@ def grouped_conv(spec: ShareSpec, net: Net, dry: bool, masked: bool) -> Made:
             )
         left[name] = str(why)
         del found[name]
-    _must_be_some(spec, found, left)
+    _must_be_some(spec, found, left, dry)
     names = list(found)
     folded = grouping.Folded(copy.deepcopy(graph))
     kernels = sum(weight_of(found[n].layer).shape[:2].numel() for n in names)
-    tried = spec.permute and not (dry and kernels > QUICK)
+    left_in_order = dry and kernels > QUICK
+    tried = bool(names) and spec.permute and not left_in_order
     if tried:
         starts = 1 if dry else grouping.STARTS
         folded = grouping.fold(graph, net.example(), names, spec.groups, spec.seed, starts)
@@ -91,7 +92,7 @@ def grouped_conv(spec: ShareSpec, net: Net, dry: bool, masked: bool) -> Made:
     whole = sum(energy.values()) or 1.0
     for key in ("kept_norm", "kept_norm_unpermuted"):
         made.total[key] = float(np.sqrt(sum(energy[n] * made.layers[n][key] ** 2 for n in names) / whole))
-    if spec.permute and not tried:
+    if spec.permute and left_in_order:
         made.notes.append(
             "The dry run of so large a network leaves its channels in their order: more is kept in truth."
         )
@@ -136,7 +137,7 @@ def depthwise_separable(spec: ShareSpec, net: Net, dry: bool, masked: bool) -> M
         else:
             plans[name] = plan
     return _exchanged(
-        spec, graph, found, left, plans, lambda layer, plan: factors.separable(layer, empty=dry), "pointwise"
+        spec, graph, found, left, plans, lambda layer, plan: factors.separable(layer, empty=dry), "pointwise", dry
     )
 
 
@@ -152,7 +153,7 @@ def low_rank(spec: ShareSpec, net: Net, dry: bool, masked: bool) -> Made:
         else:
             plans[name] = plan
     return _exchanged(
-        spec, graph, found, left, plans, lambda layer, plan: factors.low_rank(layer, plan.rank, empty=dry), "up"
+        spec, graph, found, left, plans, lambda layer, plan: factors.low_rank(layer, plan.rank, empty=dry), "up", dry
     )
 
 
@@ -186,7 +187,7 @@ def cluster(spec: ShareSpec, net: Net, dry: bool, masked: bool) -> Made:
         row |= {"values": len(found.values), "relative_error": float(gap)}
         with torch.no_grad():
             weight.copy_(new)
-    _must_be_some(spec, made.layers, made.left_alone)
+    _must_be_some(spec, made.layers, made.left_alone, dry)
     return made
 
 
@@ -224,8 +225,9 @@ def _exchanged(
     plans: dict[str, factors.Plan],
     factor: Callable[[nn.Module, factors.Plan], tuple[factors.Parts, float]],
     last: str,
+    dry: bool,
 ) -> Made:
-    _must_be_some(spec, plans, left)
+    _must_be_some(spec, plans, left, dry)
     module = copy.deepcopy(graph)
     made = Made(module, {}, left, graph)
     energy = kept = 0.0
@@ -258,8 +260,9 @@ def _costs(plan: factors.Plan) -> str:
     )
 
 
-def _must_be_some(spec: ShareSpec, found: dict[str, Any], left: dict[str, str]) -> None:
-    if found:
+def _must_be_some(spec: ShareSpec, found: dict[str, Any], left: dict[str, str], dry: bool) -> None:
+    """A dry run where nothing can be done lists why, layer by layer; anything else fails with the same."""
+    if found or dry:
         return
     listed = "; ".join(f"{name}: {why}" for name, why in list(left.items())[:8])
     more = f"; and {len(left) - 8} more" if len(left) > 8 else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.domain.records import parse_ref
+from app.domain.records import Job
 from app.domain.specs import OptimizeSpec
 from app.errors import Conflict, Problem
 from workers.context import Context
@@ -11,44 +11,48 @@ from workers.optimizing.race import Race, race_of
 from workers.optimizing.told import told, told_so_far
 from workers.passes import Outcome, Waits
 
-JUDGE = "judge"
+JUDGE, SETTINGS = "judge", "settings"
 
 
 def run(spec: OptimizeSpec, ctx: Context) -> Outcome | Waits:
     """Raises Unavailable for a target that is not here, Conflict where not even the plain engine can be made."""
-    name, number = parse_ref(str(ctx.job.model))
-    version = ctx.catalog.version(name, number or 1)
+    version = ctx.version()
     if spec.dry_run:
         from workers.optimizing.dry_run import dry_run
 
         return dry_run(spec, version, ctx)
     trials = ctx.trials()
-    race = race_of(spec, version, str(ctx.job.dataset), {name: job for name, job in trials.items() if name != JUDGE})
+    raced = {name: job for name, job in trials.items() if name not in (JUDGE, SETTINGS)}
+    race = race_of(spec, version, str(ctx.job.dataset), raced)
     if race.ended(race.base) and race.report(race.base) is None:
         raise _failed(race.trials[race.base].error, "the plain engine")
     if (starting := race.next_trials()) or not race.is_over:
         ctx.progress(sum(job.ended for job in trials.values()), race.expected, "trials", "waiting for trials")
         return Waits(starting, told_so_far(race))
-    return _answer(race, trials.get(JUDGE) is not None, ctx)
+    return _answer(race, trials.get(JUDGE), trials.get(SETTINGS), ctx)
 
 
-def _answer(race: Race, asked: bool, ctx: Context) -> Outcome | Waits:
+def _answer(race: Race, judge: Job | None, settings: Job | None, ctx: Context) -> Outcome | Waits:
+    """Asks for the verdict, then for the settings of the winner; publishes when both are there."""
     choice = verdicts.choose(race)
-    if not asked:
+    if judge is None:
         return Waits({JUDGE: verdicts.judge_spec(race, choice)}, told_so_far(race))
-    job = ctx.trials()[JUDGE]
-    if not job.ended:
+    if not judge.ended:
         return Waits({}, told_so_far(race))
-    if job.status != "succeeded" or job.result is None:
-        raise _failed(job.error, "the judging on the test split")
-    judged = job.result.report
+    if judge.status != "succeeded" or judge.result is None:
+        raise _failed(judge.error, "the judging on the test split")
+    judged = judge.result.report
     best = verdicts.winner(race, choice, judged)
+    if settings is None:
+        return Waits({SETTINGS: verdicts.settings_spec(race, best)}, told_so_far(race))
+    if not settings.ended:
+        return Waits({}, told_so_far(race))
     names = [*dict.fromkeys((*choice.names, best))]
     versions = {name: verdicts.publish(race, name, judged, ctx) for name in names}
     return Outcome(
         None,
         {},
-        told(race, choice, judged, best, versions),
+        told(race, choice, judged, best, versions, settings),
         model=versions[best].ref,
         verdict=versions[best].verdict,
         cache_hit=all(report.get("cache_hit") for name in race.trials if (report := race.report(name))),

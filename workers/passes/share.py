@@ -114,6 +114,8 @@ def _dry_run(
             estimate += forecast.training(changed, data, spec.finetune, ctx)
     report |= {"dry_run": True, "layers": made.layers | left, "estimate_s": round(estimate, 2)}
     report["notes"] += made.notes
+    if not made.layers:
+        report["notes"].append(f"{spec.method} can be done to no layer of this model: the job itself would fail.")
     if made.palettes or spec.method == "cluster":
         report["notes"].append(SIZE_NOT_SPEED)
     return Outcome(None, {}, report)

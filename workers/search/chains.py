@@ -24,7 +24,7 @@ def step(spec: SearchSpec, ctx: Context) -> Outcome | Waits:
     """Tells the study what has ended, asks it for more, or gives the answer. Raises Unprocessable where every trial
     failed."""
     plan = Plan.of(spec)
-    study = studies.open_study(plan, ctx.catalog.redis, ctx.job.id)
+    study = _open(plan, ctx)
     _tell_ended(plan, study, ctx)
     asked = _ask_more(plan, study, ctx)
     trials = study.get_trials(deepcopy=False)
@@ -52,6 +52,33 @@ def name_of(number: int) -> str:
     return f"{number:04d}"
 
 
+def _open(plan: Plan, ctx: Context) -> optuna.Study:
+    """The study. What had failed in it and was tried again, because the search was retried, is open again."""
+    study = studies.open_study(plan, ctx.catalog.redis, ctx.job.id)
+    trials = study.get_trials(deepcopy=False)
+    owners = studies.owners(plan, trials)
+    failed = {t.number: name_of(owners[t.number]) for t in trials if t.state == TrialState.FAIL}
+    jobs = ctx.trials(set(failed.values())) if failed else {}
+    again = [n for n, name in failed.items() if name in jobs and _is_open_again(plan, jobs[name])]
+    return studies.reopened(plan, ctx.catalog.redis, ctx.job.id, again) if again else study
+
+
+def _is_open_again(plan: Plan, job: Job) -> bool:
+    return not job.ended or (job.status == "succeeded" and _outcome(plan, job)[0] != TrialState.FAIL)
+
+
+def _outcome(plan: Plan, job: Job) -> tuple[TrialState, list[float] | None, str | None]:
+    """What an ended trial comes to, its figures, and why it has none."""
+    if job.status != "succeeded" or job.result is None:
+        return TrialState.FAIL, None, None
+    if job.result.report.get("pruned"):
+        return TrialState.PRUNED, None, None
+    try:
+        return TrialState.COMPLETE, studies.values_of(plan, job.result.report), None
+    except Unprocessable as problem:
+        return TrialState.FAIL, None, problem.detail
+
+
 def _tell_ended(plan: Plan, study: optuna.Study, ctx: Context) -> None:
     """What has ended since the step before; a point that was tried before has its first trial's figures."""
     trials = study.get_trials(deepcopy=False)
@@ -65,17 +92,10 @@ def _tell_ended(plan: Plan, study: optuna.Study, ctx: Context) -> None:
 
 
 def _tell(plan: Plan, study: optuna.Study, trial: FrozenTrial, job: Job, ctx: Context) -> None:
-    report = job.result.report if job.result is not None and job.status == "succeeded" else {}
-    values: list[float] | None = None
-    if report.get("pruned"):
-        study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
-    else:
-        try:
-            values = studies.values_of(plan, report) if job.status == "succeeded" else None
-        except Unprocessable as problem:
-            ctx.log(f"trial {trial.number}: {problem.detail}", "warning")
-        state = TrialState.FAIL if values is None else TrialState.COMPLETE
-        study.tell(trial.number, values, state, skip_if_finished=True)
+    state, values, why = _outcome(plan, job)
+    if why is not None:
+        ctx.log(f"trial {trial.number}: {why}", "warning")
+    study.tell(trial.number, values, state, skip_if_finished=True)
     told = study.get_trials(deepcopy=False)[trial.number]
     row = telling.row(plan, told, job)
     if best := telling.best_of(plan, study.get_trials(deepcopy=False)):

@@ -21,10 +21,7 @@ RULE = (
 def key_of(plan: Plan, ctx: Context) -> str:
     """The hash of what is searched, not of how."""
     spec, told = plan.spec, plan.spec.model_dump(mode="json")
-    model = None
-    if spec.estimator is None:
-        name, number = parse_ref(str(ctx.job.model))
-        model = kept.content_of(ctx.catalog.version(name, number or 1))
+    model = kept.content_of(ctx.version()) if spec.estimator is None else None
     data = kept.content_of(ctx.catalog.dataset(*parse_ref(str(ctx.job.dataset))))
     first = plan.objectives[0]
     same = {k: told[k] for k in ("chain", "estimator", "params", "space", *(("cv",) if spec.estimator else ()))}

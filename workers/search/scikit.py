@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from app.domain.estimators import KNOWN, OURS, class_path, named
+from app.domain.estimators import KNOWN, Wrong, check_names, class_path, named, refused
 from app.domain.records import Dataset
 from app.errors import Problem, Unprocessable
 
@@ -48,38 +47,15 @@ def _paths(name: str) -> list[str]:
 
 
 def _check(path: str, fixed: Mapping[str, Any], space: Mapping[str, list[Any]]) -> None:
-    owner = path.partition(":")[2]
-    known = sorted(make(path, {}, 0).get_params(deep=False))
-    wrong: list[tuple[list[str | int], str]] = []
-    for part, names in (("params", fixed), ("space", space)):
-        for name in names:
-            if name in OURS and name in (*known, "n_jobs"):
-                wrong.append(([part, name], f"`{name}` is not to be set: {OURS[name]}"))
-            elif name not in known:
-                wrong.append(([part, name], f"{owner} has no parameter {name!r}{_meant(name, known)}"))
-    wrong += [(["space", n], f"`{n}` is both in `space` and in `params`") for n in space if n in fixed]
-    if wrong:
-        told = ", ".join(name for name in known if name not in OURS)
-        raise _refused(wrong, f"{owner} has: {told}", "unknown_parameter")
+    check_names(path, make(path, {}, 0).get_params(deep=False), fixed, space)
     tried: list[tuple[list[str | int], str, Any]] = [(["params", name], name, value) for name, value in fixed.items()]
     tried += [(["space", name, n], name, value) for name, values in space.items() for n, value in enumerate(values)]
-    wrong = [(list(loc), text) for loc, name, value in tried if (text := _invalid(path, name, value))]
+    wrong: list[Wrong] = [(list(loc), text) for loc, name, value in tried if (text := _invalid(path, name, value))]
     if wrong:
-        raise _refused(wrong, "scikit-learn's own documentation says what each parameter takes", "bad_parameter")
+        raise refused(wrong, "scikit-learn's own documentation says what each parameter takes", "bad_parameter")
     wrong = [(list(loc), text) for loc, text in _unwritable(path, fixed, space)]
     if wrong:
-        raise _refused(wrong, "leave it out: the winner is to be served as an ONNX model", "not_convertible")
-
-
-def _refused(wrong: list[tuple[list[str | int], str]], hint: str, code: str) -> Unprocessable:
-    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-    errors = [{"loc": loc, "msg": text} for loc, text in wrong[:50]]
-    return Unprocessable(f"{wrong[0][1]}{more}", code=code, hint=hint, errors=errors)
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1, 0.7)
-    return f": is {close[0]!r} meant?" if close else ""
+        raise refused(wrong, "leave it out: the winner is to be served as an ONNX model", "not_convertible")
 
 
 def _invalid(path: str, name: str, value: Any) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
+from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from app.domain import searching
@@ -21,7 +22,7 @@ from app.domain.specs import Range, SearchSpec
 from app.errors import Unprocessable
 from app.storage.redis import PatientRedis
 from app.storage.trials import study_of
-from workers.search.journal import Journal
+from workers.search.journal import Draft, Journal
 
 _SCALARS = (bool, int, float, str, type(None))
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -107,8 +108,28 @@ class Plan:
 
 def open_study(plan: Plan, redis: PatientRedis, id: str) -> optuna.Study:
     """The study of a job, from its journal; made where there is none."""
+    return _study(plan, Journal(redis, study_of(id)), id)
+
+
+def reopened(plan: Plan, redis: PatientRedis, id: str, numbers: Collection[int]) -> optuna.Study:
+    """The study with these trials, which had failed, waiting to be asked for again: under their numbers, with their
+    points. All others are as they were."""
+    journal, old = Journal(redis, study_of(id)), open_study(plan, redis, id)
+    while True:
+        last, draft = journal.last(), Draft()
+        new = _study(plan, draft, id)
+        for trial in old.get_trials(deepcopy=False):
+            if trial.number in numbers:
+                new.enqueue_trial(trial.params)
+            else:
+                new.add_trial(trial)
+        if journal.replace(draft.logs, last):
+            return open_study(plan, redis, id)
+
+
+def _study(plan: Plan, journal: BaseJournalBackend, id: str) -> optuna.Study:
     return optuna.create_study(
-        storage=JournalStorage(Journal(redis, study_of(id))),
+        storage=JournalStorage(journal),
         study_name=id,
         directions=[objective.direction for objective in plan.objectives],
         load_if_exists=True,

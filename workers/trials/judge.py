@@ -62,9 +62,7 @@ def run(spec: TrialSpec, ctx: Context) -> Outcome:
         raced[FLOOR] = nothing
     floors: dict[str, float] = {}
     figures: list[dict[str, Any]] = []
-    for batch in asked.batches:
-        ctx.progress(0, None, phase=f"measuring speed at batch {batch}")
-        timed = race(raced, reference, batch, ctx)
+    for batch, timed in zip(asked.batches, race(raced, reference, asked.batches, ctx), strict=True):
         figures.append(_histogram(timed, batch))
         if FLOOR in raced:
             floors[str(batch)] = timed.latencies[FLOOR].p50_ms

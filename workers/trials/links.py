@@ -11,7 +11,7 @@ from typing import Any
 from app import runtimes
 from app.domain import specs
 from app.domain.records import Made, Version, now, parse_ref
-from app.errors import Unprocessable
+from app.errors import Problem, Unprocessable
 from app.runtimes import _cpu
 from workers.context import Context
 from workers.passes import Outcome, apply
@@ -72,7 +72,11 @@ def walk(links: Sequence[specs.Spec], ctx: Context, *, keeping: bool = True) -> 
             break
     for n in range(done, len(links)):
         ctx.given(version, folder)
-        outcome = _apply(links[n], version, ctx, n)
+        try:
+            outcome = _apply(links[n], version, ctx, n)
+        except Problem as problem:
+            _say_links(problem, links[:n], ctx)
+            raise
         if outcome.folder is None:
             raise Unprocessable(f"link {n} of the chain ({_kind(links[n])}) makes no version", code="bad_chain")
         reports = [*reports, {"kind": _kind(links[n]), **outcome.report}]
@@ -111,6 +115,13 @@ def _apply(link: specs.Spec, version: Version, ctx: Context, n: int) -> Outcome:
     return outcome
 
 
+def _say_links(problem: Problem, before: Sequence[specs.Spec], ctx: Context) -> None:
+    """Puts words in place of the refs of versions that nobody can look up."""
+    for n, link in enumerate(before):
+        ref, words = f"{_name(ctx)}@{UNPUBLISHED + n + 1}", f"what link {n} ({_kind(link)}) made"
+        problem.detail, problem.hint = problem.detail.replace(ref, words), problem.hint.replace(ref, words)
+
+
 def _draft(outcome: Outcome, version: Version, ctx: Context, link: specs.Spec, n: int) -> dict[str, Any]:
     fields = {
         "name": _name(ctx), "version": UNPUBLISHED + n, "parent": ctx.job.model, "created_at": now(),
@@ -130,7 +141,7 @@ def _content(link: specs.Spec, ctx: Context) -> dict[str, Any]:
     """The spec with contents in place of names."""
     fields = link.model_dump(mode="json", exclude={"model", "dataset", "dry_run"})
     for ref in link.teachers():
-        fields = _replaced(fields, ref, kept.content_of(ctx.catalog.version(*_exact(ref))))
+        fields = _replaced(fields, ref, kept.content_of(ctx.version(ref)))
     if isinstance(link, specs.ConvertSpec):
         fields |= {"host": host(), "threads": ctx.threads}
     return fields
@@ -140,11 +151,6 @@ def _replaced(value: Any, ref: str, content: str) -> Any:
     if isinstance(value, dict):
         return {k: content if k == "teacher" and v == ref else _replaced(v, ref, content) for k, v in value.items()}
     return value
-
-
-def _exact(ref: str) -> tuple[str, int]:
-    name, _, number = ref.partition("@")
-    return name, int(number)
 
 
 def _device(spec: specs.Spec, ctx: Context) -> str:

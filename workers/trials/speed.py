@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,13 @@ def measure(
 ) -> dict[str, Any]:
     """latency_ms (p50 of a run), throughput (rows a second), speedup over what is kept under `against` with the middle
     half of its rounds, and the latency of both. Raises NotFound where that is kept no more."""
-    ctx.progress(0, rounds, "rounds", phase="measuring speed")
     contestants = {"candidate": (version, folder)}
     if against is not None:
         held = kept.find(ctx.artifacts, against)
         if held is None:
             raise NotFound(f"the baseline {against[:12]} is kept no more", retryable=True)
         contestants["baseline"] = kept.fetch(ctx.artifacts, held, (ctx.fetched or ctx.scratch) / "kept")
-    timed = race(contestants, "baseline" if against else "candidate", batch, ctx, rounds=rounds)
+    (timed,) = race(contestants, "baseline" if against else "candidate", [batch], ctx, rounds=rounds)
     ours, ratio = timed.latencies["candidate"], timed.ratios["candidate"]
     found: dict[str, Any] = {
         "batch": ours.batch,
@@ -48,40 +47,57 @@ def measure(
 
 
 def race(
-    contestants: dict[str, tuple[Version, Path]], reference: str, batch: int, ctx: Context, *, rounds: int = ROUNDS
-) -> Timed:
-    """All contestants in turns, with equal threads. A version that is not batched runs with one row."""
+    contestants: Mapping[str, tuple[Version, Path]],
+    reference: str,
+    batches: Sequence[int],
+    ctx: Context,
+    *,
+    rounds: int = ROUNDS,
+) -> Iterator[Timed]:
+    """All contestants in turns, with equal threads; batch after batch. One that is not batched runs with one row."""
+    versions = [version for version, _ in contestants.values()]
+    if not batches:
+        return
     with ExitStack() as stack:
-        runs = {name: opened(*of, batch, ctx, stack) for name, of in contestants.items()}
-        versions = [version for version, _ in contestants.values()]
-        rows = batch if all(version.signature.batched for version in versions) else 1
-        return interleaved(
-            runs,
-            reference,
-            batch=rows,
-            threads=ctx.threads,
-            runtimes={name: runtime_of(version) for name, (version, _) in contestants.items()},
-            device="cuda" if any(v.format.startswith("tensorrt") for v in versions) else "cpu",
-            rounds=rounds,
-            tell=lambda done: ctx.progress(done, rounds, "rounds"),
-        )
+        opened = {name: _opened(*of, max(batches), ctx, stack) for name, of in contestants.items()}
+        for batch in batches:
+            ctx.progress(0, rounds, "rounds", phase=f"measuring speed at batch {batch}")
+            yield interleaved(
+                {name: run_of(batch) for name, run_of in opened.items()},
+                reference,
+                batch=batch if all(version.signature.batched for version in versions) else 1,
+                threads=ctx.threads,
+                runtimes={name: runtime_of(version) for name, (version, _) in contestants.items()},
+                device="cuda" if any(v.format.startswith("tensorrt") for v in versions) else "cpu",
+                rounds=rounds,
+                tell=lambda done: ctx.progress(done, rounds, "rounds"),
+            )
 
 
-def opened(version: Version, folder: Path, batch: int, ctx: Context, stack: ExitStack) -> Run:
-    """A call that runs the version once on random rows."""
-    inputs = rows_for(version, batch)
+def _opened(version: Version, folder: Path, most: int, ctx: Context, stack: ExitStack) -> Callable[[int], Run]:
+    """For a number of rows, at most `most`, a call that runs the version once on so many random ones."""
     if version.format == "torch":
         module = load(folder, version).module
-        given = tuple(torch.from_numpy(inputs[t.name]) for t in version.signature.inputs)
 
-        def eager() -> None:
-            with torch.inference_mode():
-                module(*given)
+        def eager(batch: int) -> Run:
+            rows = rows_for(version, batch)
+            given = tuple(torch.from_numpy(rows[t.name]) for t in version.signature.inputs)
+
+            def once() -> None:
+                with torch.inference_mode():
+                    module(*given)
+
+            return once
 
         return eager
-    engine, _ = load_engine(version, folder, ctx.threads, batch)
+    engine, _ = load_engine(version, folder, ctx.threads, most)
     stack.callback(engine.close)
-    return lambda: engine.infer(inputs)
+
+    def ready(batch: int) -> Run:
+        rows = rows_for(version, batch)
+        return lambda: engine.infer(rows)
+
+    return ready
 
 
 def rows_for(version: Version, batch: int) -> Request:

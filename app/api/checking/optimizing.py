@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import ceil
 from statistics import NormalDist
 
+from app.api.checking.targets import check_target
 from app.domain.records import Dataset, Version
 from app.domain.specs import EvaluateSpec, OptimizeSpec
 from app.errors import Conflict, Unprocessable
@@ -17,7 +18,9 @@ def check(
     """Warns of a test split that is too small ever to accept anything. Raises Conflict for a target that no live worker
     can build, and for what is quantized already."""
     if isinstance(spec, OptimizeSpec):
-        _check_targets(spec, catalog)
+        workers = catalog.live_workers()
+        for target in spec.targets:
+            check_target(target, workers)
         if version is not None and version.details.get("quantized"):
             raise Conflict(
                 f"{version.ref} is quantized: there is no plain engine of it to race against",
@@ -66,15 +69,3 @@ def fewest_rows(max_accuracy_drop: float, confidence: float) -> int | None:
 
 def _z(confidence: float) -> float:
     return NormalDist().inv_cdf(0.5 + confidence / 2)
-
-
-def _check_targets(spec: OptimizeSpec, catalog: Catalog) -> None:
-    workers = catalog.live_workers()
-    for target in spec.targets:
-        told = [w["targets"][target] for w in workers if target in w.get("targets", {})]
-        if told and not any(t.get("ok") for t in told):
-            raise Conflict(
-                f"no worker here can build for {target}: {told[0].get('reason') or 'it is not installed'}",
-                code="target_unavailable",
-                hint="GET /v1/jobs/kinds says which targets can be built, and why others cannot",
-            )

@@ -8,8 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from app.api.checking.targets import check_target
 from app.domain import searching
-from app.domain.estimators import class_path, named
+from app.domain.estimator_params import PARAMETERS
+from app.domain.estimators import check_names, class_path, named
 from app.domain.records import Dataset, Version
 from app.domain.searching import LINKS, Objective, Place
 from app.domain.specs import MENU, ConvertSpec, QuantizeSpec, Range, SearchSpec, Spec
@@ -34,6 +36,7 @@ def check(spec: SearchSpec, version: Version | None, dataset: Dataset | None, ca
     _check_formats(links, version, places)
     _check_figures(objectives, links, places, dataset)
     _check_pruner(spec, objectives)
+    _check_targets(links, places, lists, catalog)
     warnings = _grid_warnings(spec, {k: p.takes_float for k, p in places.items()}) + _doubled(spec)
     if spec.pruner != "none" and not any(_trains(link) for link in links):
         warnings.append(f"nothing in the chain trains: the pruner {spec.pruner} has nothing to compare")
@@ -150,6 +153,21 @@ def _check_formats(links: list[Spec], version: Version | None, places: Mapping[s
             )
 
 
+def _check_targets(
+    links: list[Spec], places: Mapping[str, Place], lists: Mapping[str, list[Any]], catalog: Catalog
+) -> None:
+    """Raises Conflict for a target that no worker can build; of several, some of which lack a precision, a trial
+    finds out."""
+    searched = {(place.link, place.path): lists[key] for key, place in places.items()}
+    workers = catalog.live_workers()
+    for number, link in enumerate(links):
+        if isinstance(link, ConvertSpec):
+            targets = searched.get((number, ("target",)), [link.target])
+            precisions = searched.get((number, ("precision",)), [link.precision])
+            for target in targets:
+                check_target(target, workers, precisions if len(targets) == 1 else ())
+
+
 def _check_figures(
     objectives: list[Objective], links: list[Spec], places: Mapping[str, Place], dataset: Dataset | None
 ) -> None:
@@ -218,7 +236,8 @@ def _trains(link: Spec) -> bool:
 def _estimator(spec: SearchSpec, estimator: str, objectives: list[Objective], dataset: Dataset | None) -> list[str]:
     named(estimator)
     if dataset is not None:
-        class_path(estimator, dataset)
+        path = class_path(estimator, dataset)
+        check_names(path, PARAMETERS[path.partition(":")[2]], spec.params, spec.space)
         if spec.cv > (rows := dataset.splits["train"].rows):
             raise Unprocessable(
                 f"cv is {spec.cv}, and the training split of {dataset.ref} has {rows} rows",

@@ -1,0 +1,98 @@
+"""Takes away what nobody names any more: uploads, checkpoints, files of versions that never came to be, trials."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+from app.domain.records import Job
+from app.errors import NotFound
+from app.storage.artifacts import Artifacts, Entry
+from app.storage.catalog import Catalog
+from app.storage.registry import numbers, read_dataset, read_version
+
+TRIALS_KEPT_S = 7 * 24 * 3600.0
+# What a trial kept is safe for so long whatever it takes: whoever made it, or found it, has not said so yet.
+TRIALS_SAFE_S = 3600.0
+_WAITING = ("search", "optimize")
+_KEY = re.compile(r"\b[0-9a-f]{64}\b")
+
+
+def sweep(artifacts: Artifacts, catalog: Catalog, older_than_s: float, trials_bytes: int = 0) -> int:
+    """Removes uploads, checkpoints and files that nothing names, once they are old, and what trials have kept; says how
+    many objects went. trials_bytes: what all trials together may keep; 0: no bound."""
+    before = datetime.now(UTC) - timedelta(seconds=older_than_s)
+    open_jobs = list(catalog.open_jobs())
+    open_ids = {job.id for job in open_jobs}
+    uploads = {str(job.spec.get("upload")) for job in open_jobs}
+    named = _named(artifacts) | {f"checkpoints/{id}" for id in open_ids}
+    gone = 0
+    for prefix in ("staging", "checkpoints", "models", "datasets"):
+        for key, at, _ in list(artifacts.entries(prefix)):
+            parts = key.split("/")
+            mine = prefix in ("staging", "checkpoints") or (len(parts) > 4 and parts[2] == "files")
+            holder = "/".join(parts[:2]) if prefix == "checkpoints" else "/".join(parts[:4])
+            job = parts[3].rsplit("-", 1)[0] if mine and prefix == "models" else ""
+            if mine and at < before and holder not in named and key not in uploads and job not in open_ids:
+                artifacts.delete(key)
+                gone += 1
+    _sweep_studies(catalog)
+    return gone + _sweep_trials(artifacts, _in_use(catalog, open_jobs), trials_bytes)
+
+
+def _named(artifacts: Artifacts) -> set[str]:
+    """The folders of all versions and data sets."""
+    read = {"models": read_version, "datasets": read_dataset}
+    return {
+        found.folder
+        for kind, record in read.items()
+        for name in artifacts.folders(kind)
+        for n in numbers(artifacts, f"{kind}/{name}")
+        if (found := record(artifacts, name, n))
+    }
+
+
+def _in_use(catalog: Catalog, open_jobs: Iterable[Job]) -> set[str]:
+    """What jobs that wait for trials may come back to: everything that a trial of theirs has named."""
+    return {
+        key
+        for parent in open_jobs
+        if parent.kind in _WAITING
+        for trial in catalog.trials.of(parent.id).values()
+        for key in _KEY.findall(trial.model_dump_json(include={"spec", "result"}))
+    }
+
+
+def _sweep_trials(artifacts: Artifacts, in_use: set[str], most: int) -> int:
+    """What is not in use, oldest first: after a week, or as soon as all together take too much."""
+    held: dict[str, list[Entry]] = {}
+    for entry in artifacts.entries("trials"):
+        parts = entry.key.split("/")
+        held.setdefault("/".join(parts[1:3]) if parts[1] == "shared" else parts[1], []).append(entry)
+    newest = {name: max(entry.at for entry in entries) for name, entries in held.items()}
+    total = sum(entry.bytes for entries in held.values() for entry in entries)
+    old, safe = (datetime.now(UTC) - timedelta(seconds=s) for s in (TRIALS_KEPT_S, TRIALS_SAFE_S))
+    gone = 0
+    for name in sorted(held, key=lambda name: newest[name]):
+        at = newest[name]
+        if name in in_use or not (at < old or (most and total > most and at < safe)):
+            continue
+        entries = held[name]
+        # What names the others goes first: nobody then finds half of it.
+        artifacts.delete(*sorted((e.key for e in entries), key=lambda key: not key.endswith("/candidate.json")))
+        total -= sum(entry.bytes for entry in entries)
+        gone += len(entries)
+    return gone
+
+
+def _sweep_studies(catalog: Catalog) -> None:
+    """Journals of searches that ended a week ago."""
+    before = datetime.now(UTC) - timedelta(seconds=TRIALS_KEPT_S)
+    for id in catalog.trials.studies():
+        try:
+            ended = catalog.brief(id).finished_at
+        except NotFound:
+            ended = "1970-01-01T00:00:00Z"
+        if ended is not None and datetime.fromisoformat(ended) < before:
+            catalog.trials.drop_study(id)
