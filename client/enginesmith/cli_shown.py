@@ -88,7 +88,9 @@ def optimized(told: State, job: Job) -> None:
     if model:
         told.say(str(model))
         force = "" if verdict in (None, "accepted") else " --force"
-        told.say(f"next: enginesmith deploy {str(model).partition('@')[0]} {model}{force}")
+        settings = (report.get("settings") or {}).get("recommended") or {}
+        options = "".join(f" --{name.replace('_', '-')} {value}" for name, value in settings.items())
+        told.say(f"next: enginesmith deploy {str(model).partition('@')[0]} {model}{options}{force}")
 
 
 def searched(told: State, job: Job) -> None:

@@ -126,6 +126,7 @@ def test_optimize_tells_the_verdict_the_candidates_and_what_is_next(stub: Stub, 
         ],
         "front": [{"model": "net@2", "design": "prune 0.5 + int8", "quality": {"name": "accuracy", "value": 0.9,
                    "low": 0.89, "high": 0.91}, "speedup": {"1": 3.1}, "bytes": 999, "verdict": "unproven"}],
+        "settings": {"recommended": {"instances": 2, "threads": 4, "max_batch": 32}},
     }  # fmt: skip
     answers(stub, "optimize", report, verdict="unproven", warnings=["the test split has 360 rows"])
     code, out, err = run("optimize", "net", "--dataset", "d")
@@ -135,7 +136,7 @@ def test_optimize_tells_the_verdict_the_candidates_and_what_is_next(stub: Stub, 
     assert out.count("Unproven: told") == 1
     for line in ("prune 0.5 + int8", "2.0 KiB", "accuracy 0.9000 [0.8900, 0.9100]", "3.10× at 1"):
         assert line in out
-    assert out.endswith("net@2\nnext: enginesmith deploy net net@2 --force\n")
+    assert out.endswith("net@2\nnext: enginesmith deploy net net@2 --instances 2 --threads 4 --max-batch 32 --force\n")
     assert "why not" not in out
     answers(stub, "optimize", report | {"front": "?", "table": {}}, verdict="accepted")
     assert run("optimize", "net", "--dataset", "d")[1].endswith("deploy net net@2\n")

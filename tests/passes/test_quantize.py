@@ -17,6 +17,7 @@ from app.domain.records import Signature, Tensor, Version
 from app.errors import Conflict, Problem, Unprocessable
 from app.runtimes import LoadOptions
 from workers.nn import qat
+from workers.nn.verdict import judge
 
 ROWS, CLASSES = 96, 3
 INT8: dict[str, Any] = {"precision": "int8", "max_batch": 4}
@@ -318,7 +319,7 @@ def test_the_guard_leaves_what_hurts_in_higher_precision(bench: Bench) -> None:
     )
     assert sorted(told["layers"].values()) == ["f32", "int8", "int8"]
     assert told["quality_change"]["difference"] > -0.02
-    assert engine.verdict != "rejected"
+    assert engine.verdict == judge(told["quality_change"], 0.02).verdict == "unproven"  # so few rows prove nothing
 
 
 @pytest.mark.slow

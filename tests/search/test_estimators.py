@@ -67,6 +67,12 @@ def test_portions_hold_every_candidate_once_and_keep_all_workers_busy(count, wor
     assert len(parts) <= 16 * workers
 
 
+def test_the_effort_of_a_portion_grows_with_its_trees() -> None:
+    few, many = [{"n_estimators": 100, "max_depth": 30}], [{"n_estimators": 300, "max_depth": 10}]
+    assert estimators.effort(few) < estimators.effort(many) < estimators.effort([*few, *many])
+    assert estimators.effort([{"C": 1.0}]) == estimators.effort([{"kernel": "rbf"}])
+
+
 def test_a_trial_carries_all_that_it_depends_on() -> None:
     given = spec(estimator="RandomForestClassifier", params={"criterion": "gini"}, cv=5, seed=9)
     assert estimators.trial_spec(given, {"max_depth": 3}, rows=40, number=2) == {

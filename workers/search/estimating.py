@@ -55,7 +55,10 @@ def _in_portions(
         reports = [_report(mine[name]) for name in names]
         return estimators.results(reports, [mine[name].spec for name in names], [_why(mine[name]) for name in names])
     busy = len(mine) - len(ended)
-    new = [n for n, name in enumerate(names) if name not in mine][: max(0, plan.spec.parallel - busy)]
+    waiting = [n for n, name in enumerate(names) if name not in mine]
+    # The long ones first: no worker is then left with one of them when the others have nothing more to do.
+    waiting.sort(key=lambda n: -estimators.effort(portions[n]))
+    new = waiting[: max(0, plan.spec.parallel - busy)]
     return Waits({names[n]: estimators.trial_spec(plan.spec, portions[n], rows=rows, number=n) for n in new})
 
 

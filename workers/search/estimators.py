@@ -13,7 +13,7 @@ Of this file only `check` imports scikit-learn, and nothing imports torch. The w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import nan
+from math import nan, prod
 from typing import Any
 
 from app.domain import searching
@@ -84,6 +84,12 @@ def portions(candidates: Sequence[Params], workers: int) -> list[list[Params]]:
     time, and none so small that starting it is what costs. The order stays."""
     size = max(1, len(candidates) // (8 * max(1, workers)))
     return [list(candidates[at : at + size]) for at in range(0, len(candidates), size)]
+
+
+def effort(portion: Sequence[Params]) -> float:
+    """How long its fits take beside those of other portions, as far as their parameters tell: trees, or iterations."""
+    told = ([p[name] for name in ("n_estimators", "max_iter") if name in p] for p in portion)
+    return float(sum(prod(n for n in numbers if isinstance(n, int | float)) for numbers in told))
 
 
 def results(
