@@ -139,7 +139,8 @@ def test_optimize_tells_the_verdict_the_candidates_and_what_is_next(stub: Stub, 
     assert out.endswith("net@2\nnext: enginesmith deploy net net@2 --instances 2 --threads 4 --max-batch 32 --force\n")
     assert "why not" not in out
     answers(stub, "optimize", report | {"front": "?", "table": {}}, verdict="accepted")
-    assert run("optimize", "net", "--dataset", "d")[1].endswith("deploy net net@2\n")
+    out = run("optimize", "net", "--dataset", "d")[1]
+    assert out.endswith("deploy net net@2 --instances 2 --threads 4 --max-batch 32\n")
 
 
 def test_evaluate_tells_both_and_the_difference(stub: Stub, run) -> None:
