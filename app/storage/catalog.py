@@ -1,4 +1,4 @@
-"""Records in Redis: what is happening (jobs, deployments, workers), and an index of what exists."""
+"""Records in Redis: what is happening (jobs, workers, deployments), and an index of what exists."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ import uuid
 from collections.abc import Collection
 from typing import Any, Self
 
-from app.domain.absent import no_deployment
-from app.domain.records import ENDED, Dataset, Deployment, Job, LastReady, Status, Version, now
+from app.domain.records import ENDED, Job, Status, now
 from app.errors import NotFound
 from app.settings import Settings
 from app.storage import encoding, scripts, trials
+from app.storage.deployments import Deployments, texts_of
+from app.storage.index import Index
 from app.storage.redis import PatientRedis, connect
 from app.storage.trials import Fenced, Stale, Trials
 
 __all__ = ["Catalog", "Fenced", "Stale"]
 
 IDEMPOTENCY_TTL_S = 24 * 3600
-REPLICA_TTL_S = 10
 WORKER_TTL_S = 15
 
 
-class Catalog:
+class Catalog(Index, Deployments):
     """Every call may raise Unavailable when Redis is gone for longer than the connection is patient."""
 
     def __init__(self, redis: PatientRedis) -> None:
-        self.redis: Any = redis  # redis-py types every answer as "maybe awaitable, maybe bytes"
+        Index.__init__(self, redis)
+        Deployments.__init__(self, redis)
         self._move = redis.register_script(scripts.MOVE)
         self._renew = redis.register_script(scripts.RENEW)
         self._note = redis.register_script(scripts.NOTE)
-        self._deploy = redis.register_script(scripts.DEPLOY)
-        self._ready = redis.register_script(scripts.READY)
         self.trials = Trials(redis, self.brief)
 
     @classmethod
@@ -225,137 +224,7 @@ class Catalog:
         self.redis.delete(f"es:worker:{id}")
 
     def live_workers(self) -> list[dict[str, Any]]:
-        return self._all("es:worker:*")
-
-    def _all(self, pattern: str) -> list[dict[str, Any]]:
-        held = (self.redis.get(k) for k in sorted(self.redis.scan_iter(pattern, count=500)))
-        return [json.loads(h) for h in held if h]
-
-    # Models and data sets -----------------------------------------------------------------------------------------
-
-    def put_version(self, version: Version) -> None:
-        self._put("model", version)
-
-    def version(self, name: str, n: int) -> Version:
-        """Raises NotFound."""
-        held = self.redis.hget(f"es:model:{name}", str(n))
-        if held is None:
-            raise NotFound(
-                f"no version {name}@{n}", code="version_not_found", hint=f"GET /v1/models/{name} lists its versions"
-            )
-        return Version.model_validate_json(held)
-
-    def versions(self, name: str) -> list[Version]:
-        """Ascending. Raises NotFound when there is no such model."""
-        held = self.redis.hgetall(f"es:model:{name}")
-        if not held:
-            raise NotFound(f"no model {name!r}", code="model_not_found", hint="GET /v1/models lists them")
-        return sorted((Version.model_validate_json(v) for v in held.values()), key=lambda v: v.version)
-
-    def models(self, *, limit: int = 50, cursor: str | None = None) -> tuple[list[str], str | None]:
-        return self._names("model", limit, cursor)
-
-    def drop_version(self, name: str, n: int) -> None:
-        self._drop("model", name, n)
-        self.redis.delete(f"es:evaluations:{name}@{n}")
-
-    def evaluations(self, ref: str) -> list[dict[str, Any]]:
-        """The newest per baseline and data set."""
-        return [json.loads(e) for _, e in sorted(self.redis.hgetall(f"es:evaluations:{ref}").items())]
-
-    def put_evaluation(self, ref: str, evaluation: dict[str, Any]) -> None:
-        place = f"{evaluation.get('baseline') or ''}|{evaluation.get('dataset') or ''}"
-        self.redis.hset(f"es:evaluations:{ref}", place, json.dumps(evaluation))
-
-    def put_dataset(self, dataset: Dataset) -> None:
-        self._put("dataset", dataset)
-
-    def dataset(self, name: str, n: int | None = None) -> Dataset:
-        """The newest unless numbered. Raises NotFound."""
-        if n is None:
-            return self.dataset_versions(name)[-1]
-        held = self.redis.hget(f"es:dataset:{name}", str(n))
-        if held is None:
-            raise NotFound(f"no data set {name}@{n}", code="dataset_not_found", hint="GET /v1/datasets lists them")
-        return Dataset.model_validate_json(held)
-
-    def dataset_versions(self, name: str) -> list[Dataset]:
-        """Ascending. Raises NotFound."""
-        held = self.redis.hgetall(f"es:dataset:{name}")
-        if not held:
-            raise NotFound(f"no data set {name!r}", code="dataset_not_found", hint="GET /v1/datasets lists them")
-        return sorted((Dataset.model_validate_json(v) for v in held.values()), key=lambda d: d.version)
-
-    def datasets(self, *, limit: int = 50, cursor: str | None = None) -> tuple[list[str], str | None]:
-        return self._names("dataset", limit, cursor)
-
-    def drop_dataset(self, name: str, n: int) -> None:
-        self._drop("dataset", name, n)
-
-    def _put(self, kind: str, record: Version | Dataset) -> None:
-        self.redis.hset(f"es:{kind}:{record.name}", str(record.version), record.model_dump_json())
-        self.redis.zadd(f"es:{kind}s", {record.name: 0})
-
-    def _drop(self, kind: str, name: str, n: int) -> None:
-        self.redis.hdel(f"es:{kind}:{name}", str(n))
-        if not self.redis.exists(f"es:{kind}:{name}"):
-            self.redis.zrem(f"es:{kind}s", name)
-
-    def _names(self, kind: str, limit: int, cursor: str | None) -> tuple[list[str], str | None]:
-        low = f"({encoding.parts_of(cursor)[0]}" if cursor else "-"
-        names: list[str] = self.redis.zrangebylex(f"es:{kind}s", low, "+", start=0, num=limit + 1)
-        return names[:limit], encoding.cursor_of(names[limit - 1]) if len(names) > limit else None
-
-    # Deployments --------------------------------------------------------------------------------------------------
-
-    def deployment(self, name: str) -> Deployment:
-        """Raises NotFound."""
-        held = self.redis.hget("es:deployments", name)
-        if held is None:
-            raise no_deployment(name)
-        return Deployment.model_validate_json(held)
-
-    def deployments(self) -> list[Deployment]:
-        return [Deployment.model_validate_json(d) for _, d in sorted(self.redis.hgetall("es:deployments").items())]
-
-    def put_deployment(
-        self, deployment: Deployment, *, was_generation: int | None, was_made: str | None = None
-    ) -> Deployment:
-        """was_generation: of what it replaces; None when it must be new. was_made: that one's created_at, to tell it
-        from another of the same name. Raises Stale when somebody else was first."""
-        expected = "" if was_generation is None else str(was_generation)
-        # What is not used is not written, so that an older app on the same Redis can still read it.
-        text = deployment.model_dump_json(exclude_none=True)
-        if not self._deploy(keys=["es:deployments"], args=[deployment.name, expected, was_made or "", text]):
-            raise Stale(f"deployment {deployment.name!r} was changed by somebody else", hint="look at it and try again")
-        return deployment
-
-    def drop_deployment(self, name: str) -> None:
-        self.redis.hdel("es:deployments", name)
-        self.redis.hdel("es:deployments:ready", name)
-
-    def last_ready(self, name: str) -> LastReady | None:
-        """What was ready last under a name; perhaps of a deployment that was deleted since: see `made`."""
-        held = self.redis.hget("es:deployments:ready", name)
-        return None if held is None else LastReady.model_validate_json(held)
-
-    def all_last_ready(self) -> dict[str, LastReady]:
-        """By name."""
-        held = self.redis.hgetall("es:deployments:ready")
-        return {name: LastReady.model_validate_json(text) for name, text in held.items()}
-
-    def note_ready(self, name: str, ready: LastReady) -> None:
-        """Keeps that a version is ready, unless a newer generation was. Beside the deployment, not in it: its
-        generation stays, and an older app can still read it."""
-        place = ["es:deployments", "es:deployments:ready"]
-        self._ready(keys=place, args=[name, ready.made, ready.generation, ready.model])
-
-    def report_replica(self, replica: str, name: str, report: dict[str, Any]) -> None:
-        """What one replica serves under a name; forgotten after 10 s."""
-        self.redis.set(f"es:replica:{name}:{replica}", json.dumps({"replica": replica} | report), ex=REPLICA_TTL_S)
-
-    def replicas(self, name: str) -> list[dict[str, Any]]:
-        return self._all(f"es:replica:{name}:*")
+        return texts_of(self.redis, "es:worker:*")
 
 
 def _job(id: str) -> str:
