@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from app import runtimes
 from app.api.wanted import Wanted
-from app.domain.records import Deployment, Version, parse_ref
+from app.domain.deployments import Deployment
+from app.domain.records import Version, parse_ref
 from app.errors import Conflict, NotFound, Unprocessable
 from app.serving.lane import default_max_batch, has_fixed_rows
 from app.storage.catalog import Catalog

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from app.api.examples import PROBLEM_SCHEMA, schema_of
-from app.domain.records import Deployment
+from app.domain.deployments import Deployment
 
 _STATUSES = ["loading", "building", "ready", "failed", "asleep"]
 _TEXT: dict[str, Any] = {"type": "string"}

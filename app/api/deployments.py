@@ -19,7 +19,8 @@ from app.api.paging import Cursor, Limit, page
 from app.api.waiting import applied, preferred_wait
 from app.api.wanted import EXAMPLES, Wanted
 from app.deps import TheCatalog, TheSettings, fleet
-from app.domain.records import NAME, Canary, Deployment, Shadow, now
+from app.domain.deployments import Canary, Deployment, Shadow
+from app.domain.records import NAME, now
 from app.errors import Conflict, NotFound
 from app.serving.guard import MIN_REQUESTS
 from app.serving.lane import default_max_batch

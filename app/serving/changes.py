@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from app.domain.records import Deployment
+from app.domain.deployments import Deployment
 from app.errors import Internal, Problem
 from app.serving.loading import Loading
 from app.serving.place import Place

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from app import observe
 from app.domain.absent import no_deployment
-from app.domain.records import Deployment, LastReady, Version
+from app.domain.deployments import Deployment, LastReady
+from app.domain.records import Version
 from app.errors import NotFound, Unavailable
 from app.serving import fleet_metrics, oip_metadata
 from app.serving.changes import Changes

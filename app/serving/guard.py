@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from app.domain.records import Canary, Deployment, Returned, now
+from app.domain.deployments import Canary, Deployment, Returned
+from app.domain.records import now
 from app.errors import TAKEN_DOWN, DeadlineExceeded, Problem
 
 MIN_REQUESTS = 20

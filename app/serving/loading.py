@@ -9,7 +9,8 @@ from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from app.domain.records import Deployment, Version, parse_ref
+from app.domain.deployments import Deployment
+from app.domain.records import Version, parse_ref
 from app.errors import Internal, Problem
 from app.memory import private_bytes, trim
 from app.metrics import Meters

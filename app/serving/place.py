@@ -7,7 +7,7 @@ import random
 import time
 from typing import Any, NamedTuple
 
-from app.domain.records import Deployment, LastReady
+from app.domain.deployments import Deployment, LastReady
 from app.errors import NotFound, Unavailable
 from app.serving.guard import Verdict
 from app.serving.lane import Lane

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from app.domain.records import Deployment, LastReady
+from app.domain.deployments import Deployment, LastReady
 from app.serving.place import Place
 from app.storage.catalog import Catalog
 

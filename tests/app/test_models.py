@@ -14,7 +14,8 @@ import pytest
 from asking import problem, upload
 from fastapi import FastAPI
 
-from app.domain.records import Deployment, now
+from app.domain.deployments import Deployment
+from app.domain.records import now
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog

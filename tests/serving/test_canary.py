@@ -10,7 +10,8 @@ import pytest
 from fastapi import FastAPI
 
 from app.api.likeness import refuse_unlike
-from app.domain.records import Canary, Made, Signature, Tensor, Version, now
+from app.domain.deployments import Canary
+from app.domain.records import Made, Signature, Tensor, Version, now
 from app.errors import BadTensor, DeadlineExceeded, Internal, Overloaded, Unavailable, Unprocessable
 from app.serving.guard import MIN_REQUESTS, Verdict, Watch
 

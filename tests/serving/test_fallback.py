@@ -10,7 +10,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.domain.records import Deployment, LastReady, Version, now
+from app.domain.deployments import Deployment, LastReady
+from app.domain.records import Version, now
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog

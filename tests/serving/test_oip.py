@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from app.domain.records import Deployment, Tensor, now
+from app.domain.deployments import Deployment
+from app.domain.records import Tensor, now
 from app.serving.lane import Lane
 from app.storage.artifacts import Artifacts
 

@@ -14,7 +14,8 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-from app.domain.records import Deployment, Made, Signature, Tensor, Version, now
+from app.domain.deployments import Deployment
+from app.domain.records import Made, Signature, Tensor, Version, now
 from app.metrics import Meter
 from app.runtimes import Arrays
 from app.runtimes.echo import EchoEngine

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.domain.records import Deployment
+from app.domain.deployments import Deployment
 from app.embedded import EmbeddedStore
 from app.settings import Settings
 from app.storage.artifacts import Artifacts

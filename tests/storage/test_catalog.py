@@ -2,7 +2,8 @@
 
 import pytest
 
-from app.domain.records import Deployment, Job, now
+from app.domain.deployments import Deployment
+from app.domain.records import Job, now
 from app.errors import NotFound, Unavailable, Unprocessable
 from app.settings import Settings
 from app.storage.catalog import Catalog, Fenced, Stale

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.domain.records import Canary, Deployment, Version, now
+from app.domain.deployments import Canary, Deployment
+from app.domain.records import Version, now
 from app.errors import BadTensor, DeadlineExceeded, NotFound, TooLarge, Unavailable
 from app.serving.apart import frames
 from app.serving.apart.front import FrontFleet
