@@ -80,6 +80,7 @@ def test_resnet20_keeps_its_accuracy(client: Client, shared: Path, cifar2000: di
         assert accuracy(client, deployment, x, cifar2000["y"]) == pytest.approx(0.8045, abs=1.1e-3)
 
 
+@pytest.mark.slow
 def test_a_state_dict_inside_a_list(client: Client, shared: Path, cifar2000: dict[str, np.ndarray]) -> None:
     layers = [
         {"type": "Conv2d", "in_channels": 3, "out_channels": 8, "kernel_size": 4, "stride": 2, "padding": 1},
