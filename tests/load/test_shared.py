@@ -123,7 +123,7 @@ def test_onnx(name: str, shared: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "model.onnx").read_bytes() == (shared / "models" / name).read_bytes()
 
 
-@pytest.mark.slow  # a process for each; tests/passes converts them too
+@pytest.mark.slow  # ten processes, one after the other
 def test_conformance_models(shared: Path, tmp_path: Path) -> None:
     folders = sorted((shared / "onnx_conformance").iterdir())
     assert len(folders) == 10
