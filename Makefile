@@ -14,7 +14,7 @@ PORT ?= 8000
 WORKERS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo example serve test test-all lint types bench bench-train bench-serving bench-grid bench-compression gpu-check clean
+.PHONY: help setup demo example serve test test-all lint types bench bench-train bench-serving bench-grid bench-trials bench-compression gpu-check clean
 
 help: ## lists the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,7 +47,7 @@ types: setup ## strict types
 	@$(BIN)/mypy
 	@$(BIN)/mypy -p demo
 
-bench: bench-train bench-serving bench-grid bench-compression ## every benchmark
+bench: bench-train bench-serving bench-grid bench-trials bench-compression ## every benchmark
 
 bench-train: setup ## our training loop against a bare PyTorch loop
 	@$(BIN)/python benchmarks/train_overhead.py
@@ -57,6 +57,9 @@ bench-serving: setup ## our service against Triton, MLServer, LitServe, BentoML,
 
 bench-grid: setup ## a grid over a random forest, beside scikit-learn's own (BENCH="--rounds 3")
 	@$(BIN)/python benchmarks/grid.py $(BENCH)
+
+bench-trials: setup ## what a trial that trains costs beyond its epochs
+	@$(BIN)/python benchmarks/trial_overhead.py
 
 bench-compression: setup ## the closed loop beside what one could do by hand (BENCH="--tasks digits,mnist --seeds 0,1,2")
 	@$(BIN)/python benchmarks/compression.py $(BENCH)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -28,9 +28,12 @@ class StartFailed(Exception):
 
 
 @contextmanager
-def service(workers: int = 1, patience_s: float = 90.0) -> Iterator[tuple[str, Path]]:
+def service(
+    workers: int = 1, patience_s: float = 90.0, settings: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, Path]]:
     """(URL, folder) of a running service. On the way out, however that comes, its processes and its folder go.
 
+    settings: variables of its environment, ENGINESMITH_…; those of ours are not its.
     Raises StartFailed with the end of its log.
     """
     before = {number: signal.signal(number, _leave) for number in SIGNALS}
@@ -54,7 +57,7 @@ def service(workers: int = 1, patience_s: float = 90.0) -> Iterator[tuple[str, P
                 ],
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env={k: v for k, v in os.environ.items() if not k.startswith("ENGINESMITH_")},
+                env={k: v for k, v in os.environ.items() if not k.startswith("ENGINESMITH_")} | dict(settings or {}),
                 # A session of its own: Ctrl-C reaches us alone, and we end the service in order.
                 start_new_session=True,
                 preexec_fn=_end_with_parent,

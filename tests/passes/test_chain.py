@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from networks import SimpleCNN
 
+from app.domain import specs
 from app.domain.records import Made
 from app.errors import Unprocessable
+from workers.passes import apply
 from workers.trials import kept
 
 if TYPE_CHECKING:
@@ -79,6 +81,22 @@ def test_what_is_too_slow_is_not_trained(bench: Bench, stripes: Splits) -> None:
     assert "quick look" in report["skipped"]
     assert "quality" not in report["values"]
     assert report["kept"] is None
+
+
+def test_a_pruner_counts_the_epochs_of_links_that_were_computed_before(bench: Bench, stripes: Splits) -> None:
+    """Else a trial that finds its first link kept is compared, after an epoch of its second, with others' first."""
+    bench.model("net", SimpleCNN(), (1, 28, 28))
+    bench.dataset("stripes", **stripes)
+    told: list[list[tuple[int, int]]] = []
+    for amount in (0.3, 0.5):
+        chain = [{"kind": "train", "epochs": 2, "batch_size": 256}, PRUNE | {"amount": amount}]
+        spec = {"kind": "trial", "role": "chain", "model": "net@1", "dataset": "stripes@1", "chain": chain}
+        ctx, rows = bench.context(spec), list[dict[str, Any]]()
+        ctx.watch = rows.append
+        apply(specs.parse(spec), ctx)
+        ctx.report.close()
+        told.append([(row["epochs_before"], row["epoch"]) for row in rows])
+    assert told == [[(0, 1), (0, 2), (2, 1)], [(2, 1)]]
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ class Field:
         self.open: list[int] = []
         self.values: Callable[[list[dict[str, Any]]], Values] = formula
         self.epochs: Callable[[list[dict[str, Any]]], list[float]] = lambda chain: []
+        self.begun: Callable[[TrialSpec], int] = lambda spec: 0  # epochs that an attempt before has done
         self.before: Callable[[TrialSpec], None] = lambda spec: None
 
     def apply(self, spec: Spec, ctx: Context) -> Outcome | Waits:
@@ -55,8 +56,8 @@ class Field:
             return Outcome(None, {}, {"candidates": {"winner": {"quality": quality}}})
         self.open.append(len(ctx.catalog.trials.open(str(ctx.job.parent))))
         self.before(spec)
-        for epoch, value in enumerate(self.epochs(asked["chain"])):
-            ctx.metrics({"epoch": epoch + 1, "val_accuracy": value})
+        for epoch, value in list(enumerate(self.epochs(asked["chain"]), 1))[self.begun(spec) :]:
+            ctx.metrics({"epoch": epoch, "val_accuracy": value})
         self.tried.append({"lr": asked["chain"][0].get("lr"), "amount": asked["chain"][1].get("amount")})
         key = kept.key_of(chain=asked["chain"])
         folder = ctx.folder("made")

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from search.conftest import CHAIN, Field, Values, formula
 
+from app.domain import specs
 from app.domain.records import Job
 from app.domain.specs import TrialSpec
 from app.errors import Unprocessable
 from workers.search import study as studies
+from workers.search.study import Plan
 
 LR = {"low": 1e-4, "high": 1.0, "log": True}
 AMOUNT = {"low": 0.1, "high": 0.9}
@@ -200,10 +202,20 @@ def test_a_pruner_ends_what_lags_behind(field: Field, pruner: str) -> None:
     assert {jobs[f"{row['trial']:04d}"].status for row in pruned} == {"succeeded"}
 
 
-def test_a_step_that_died_after_asking_goes_on_with_what_it_asked(field: Field) -> None:
-    from app.domain import specs
-    from workers.search.study import Plan
+def test_a_pruner_compares_equal_epochs_where_a_trial_was_resumed(field: Field) -> None:
+    """What was trained before its process died is not told again."""
+    field.epochs = lambda chain: [0.9, 0.8, 0.7, 0.6]
+    chain = [{"kind": "train", "epochs": 4}, {"kind": "prune", "method": "channel"}]
+    field.begun = lambda spec: 2 if spec.number == 3 else 0
+    space = {"train.lr": [0.01, 0.02, 0.03, 0.04]}
+    report(field.run(space=space, chain=chain, sampler="grid", pruner="asha", parallel=1))
+    spec = specs.parse(field.parts.catalog.job("s1").spec)
+    assert isinstance(spec, specs.SearchSpec)
+    last = studies.open_study(Plan.of(spec), field.parts.catalog.redis, "s1").get_trials()[3]
+    assert last.intermediate_values == {3: 0.7, 4: 0.6}
 
+
+def test_a_step_that_died_after_asking_goes_on_with_what_it_asked(field: Field) -> None:
     id = field.submit(space={"train.lr": LR}, sampler="random", trials=5, parallel=2)
     spec = specs.parse(field.parts.catalog.job(id).spec)
     assert isinstance(spec, specs.SearchSpec)

@@ -92,3 +92,15 @@ def test_where_every_candidate_fails_the_search_does(field: Field, iris: tuple[n
     assert job.status == "failed", job.result
     assert job.error is not None
     assert job.error["code"] == "all_failed"
+
+
+def test_a_last_portion_that_begins_first_loses_no_candidate(field: Field, iris: tuple[np.ndarray, np.ndarray]) -> None:
+    """The longest fits begin first, and the last portion may hold fewer candidates than the others."""
+    trees = [*range(1, 17), 40]
+    job = run(field, space={"n_estimators": trees}, sampler="grid", parallel=1, cv=2)
+    assert job.result is not None, job.error
+    assert [row["params"]["n_estimators"] for row in job.result.report["cv_results"]] == trees
+    jobs = field.parts.catalog.trials.of("s1")
+    tried = [p["n_estimators"] for trial in jobs.values() for p in trial.spec.get("candidates", ())]
+    assert sorted(tried) == trees
+    assert min(jobs.values(), key=lambda trial: trial.created_at).spec["candidates"] == [{"n_estimators": 40}]

@@ -59,13 +59,15 @@ def _in_portions(
     # The long ones first: no worker is then left with one of them when the others have nothing more to do.
     waiting.sort(key=lambda n: -estimators.effort(portions[n]))
     new = waiting[: max(0, plan.spec.parallel - busy)]
-    return Waits({names[n]: estimators.trial_spec(plan.spec, portions[n], rows=rows, number=n) for n in new})
+    size = {"portion": len(portions[0])}
+    return Waits({names[n]: estimators.trial_spec(plan.spec, portions[n], rows=rows, number=n) | size for n in new})
 
 
 def _portions(candidates: list[Params], mine: Mapping[str, Job], ctx: Context) -> list[list[Params]]:
-    """As the first step made them: how many workers there are may have changed since."""
+    """As the first step made them: how many workers there are may have changed since. The last one may be smaller, and
+    begin first."""
     if mine:
-        size = len(mine[min(mine)].spec["candidates"])
+        size = max(int(job.spec.get("portion") or len(job.spec["candidates"])) for job in mine.values())
         return [candidates[at : at + size] for at in range(0, len(candidates), size)]
     workers = sum(int(worker.get("count", 1)) for worker in ctx.catalog.live_workers())
     return estimators.portions(candidates, workers)

@@ -17,7 +17,7 @@ Apply = Callable[..., Any]
 
 
 class Watch(BaseModel):
-    """What a trial's spec says under `watch`. epochs: figures that a whole trial tells."""
+    """What a trial's spec says under `watch`. epochs: of all links of its chain together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     search: str
@@ -64,18 +64,17 @@ def _watcher(watch: Watch, ctx: Context) -> Callable[[dict[str, Any]], None]:
         study_name=watch.search, storage=storage, sampler=optuna.samplers.RandomSampler(), pruner=pruner
     )
     id = storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(watch.search), watch.number)
-    told = 0
 
     def watcher(row: dict[str, Any]) -> None:
-        nonlocal told
         value = row.get("loss") if watch.metric == "loss" else _validation(row)
         if value is None:
             return
-        told += 1
-        if told not in storage.get_trial(id).intermediate_values:  # an attempt before this one may have told it
-            storage.set_trial_intermediate_value(id, told, float(value))
-        if told < watch.epochs and pruner.prune(study, storage.get_trial(id)):
-            raise Pruned(told, float(value))
+        # Of the whole chain, and not of this attempt: what was resumed or computed before is not told again.
+        epoch = int(row.get("epochs_before", 0)) + int(row["epoch"])
+        if epoch not in storage.get_trial(id).intermediate_values:  # an attempt before this one may have told it
+            storage.set_trial_intermediate_value(id, epoch, float(value))
+        if epoch < watch.epochs and pruner.prune(study, storage.get_trial(id)):
+            raise Pruned(epoch, float(value))
 
     return watcher
 

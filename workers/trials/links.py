@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def walk(links: Sequence[specs.Spec], ctx: Context, *, keeping: bool = True) -> 
     for n in range(done, len(links)):
         ctx.given(version, folder)
         try:
-            outcome = _apply(links[n], version, ctx, n)
+            outcome = _apply(links[n], version, ctx, n, sum(_epochs(link) for link in links[:n]))
         except Problem as problem:
             _say_links(problem, links[:n], ctx)
             raise
@@ -101,10 +101,13 @@ def host() -> dict[str, Any]:
     return {"cpu": _cpu.model(), "versions": versions}
 
 
-def _apply(link: specs.Spec, version: Version, ctx: Context, n: int) -> Outcome:
+def _apply(link: specs.Spec, version: Version, ctx: Context, n: int, epochs_before: int) -> Outcome:
     spec = link.model_copy(update={"model": version.ref, "dataset": ctx.job.dataset})
     job = ctx.job.but(kind=_kind(link), spec=spec.model_dump(mode="json"), model=version.ref)
-    inner = ctx.staged(str(n), job=job, seed=int(getattr(spec, "seed", 0) or 0), device=_device(spec, ctx))
+    seed, watch = int(getattr(spec, "seed", 0) or 0), ctx.watch
+    if watch is not None:  # a pruner counts the epochs of the whole chain, those that were computed before included
+        ctx = replace(ctx, watch=lambda row: watch(row | {"epochs_before": epochs_before}))
+    inner = ctx.staged(str(n), job=job, seed=seed, device=_device(spec, ctx))
     outcome = apply(spec, inner)
     assert isinstance(outcome, Outcome)
     if outcome.folder is not None:  # the stage's folder may be made anew, when a chain is walked twice
@@ -159,6 +162,11 @@ def _device(spec: specs.Spec, ctx: Context) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _epochs(link: specs.Spec) -> int:
+    training = link if isinstance(link, specs.TrainSpec) else getattr(link, "finetune", None)
+    return training.epochs if training is not None else 0
 
 
 def _kind(spec: specs.Spec) -> str:

@@ -25,6 +25,8 @@ from workers.trials import kept
 from workers.trials.speed import rows_for
 
 ROUNDS, BLOCK_S = 5, 0.06
+# Where a round of all settings takes long, fewer rounds have to do.
+PATIENCE_S = 20.0
 # What is better by less than this is noise: the simpler setting is recommended.
 WORTH = 1.05
 
@@ -81,11 +83,15 @@ def plans_for(cores: int, batch: int, most: int, *, on_gpu: bool) -> list[Plan]:
 def tried(
     plans: list[Plan], engines: dict[tuple[int, int], Engine], version: Version, ctx: Context
 ) -> list[dict[str, Any]]:
-    """Per plan the median over rounds, in turns, of rows a second and of a run's milliseconds."""
+    """Per plan the median over rounds, in turns, of rows a second and of a run's milliseconds. Two rounds at least, the
+    first of which warms up; no further one is begun after PATIENCE_S."""
     inputs = {rows: rows_for(version, rows) for rows in {plan.batch for plan in plans}}
     seen: list[list[tuple[float, float]]] = [[] for _ in plans]
     with ThreadPoolExecutor(max(plan.instances for plan in plans)) as threads:
-        for number in range(ROUNDS + 1):  # the first one warms up
+        began = time.perf_counter()
+        for number in range(ROUNDS + 1):
+            if number > 1 and time.perf_counter() - began > PATIENCE_S:
+                break
             with alone():
                 for plan, found in zip(plans, seen, strict=True):
                     found.append(_block(plan, engines[plan[:2]], inputs[plan.batch], threads))
