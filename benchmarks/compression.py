@@ -1,6 +1,7 @@
 """The closed loop on real networks, beside what one could do by hand with the same data and budget.
 
     python benchmarks/compression.py [--tasks digits,mnist] [--seeds 0,1,2] [--shared ../shared/data] [--out FOLDER]
+        [--work FOLDER [--again]]
 
 Each task runs in a service of its own, with a worker for each core: the network is uploaded, trained where it comes
 without weights, and given to an `optimize` job. Then the rivals are made, through the same service where they are jobs.
@@ -53,51 +54,53 @@ def main() -> int:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--work", type=Path, help="where to keep what is made")
+    parser.add_argument("--again", action="store_true", help="only measure what lies in --work, on a quieter machine")
     given = parser.parse_args()
     known = tasks(given.shared)
     results = []
-    for name in given.tasks.split(","):
-        if name not in known:
-            print(f"skipped {name}: it needs checkpoints that are not here", flush=True)
-            continue
-        for seed in given.seeds.split(","):
-            found = run(known[name], int(seed))
-            results.append(found)
-            print(told(found), flush=True)
-            given.out.mkdir(parents=True, exist_ok=True)
-            (given.out / "compression.json").write_text(json.dumps(results, indent=1))
-            (given.out / "compression.txt").write_text("\n".join(map(told, results)))
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in given.tasks.split(","):
+            if name not in known:
+                print(f"skipped {name}: it needs checkpoints that are not here", flush=True)
+                continue
+            for seed in given.seeds.split(","):
+                folder = (given.work or Path(temporary)) / f"{name}-{seed}"
+                if not given.again:
+                    make(known[name], int(seed), folder)
+                results.append(raced(folder))
+                print(told(results[-1]), flush=True)
+                given.out.mkdir(parents=True, exist_ok=True)
+                (given.out / "compression.json").write_text(json.dumps(results, indent=1))
+                (given.out / "compression.txt").write_text("\n".join(map(told, results)))
     return 0
 
 
-def run(task: Task, seed: int) -> dict[str, Any]:
-    """Everything of one task with one seed."""
-    arrays = task.arrays()
-    with tempfile.TemporaryDirectory() as folder:
-        with service(workers=CORES) as (url, _):
-            job, failed, minutes, versions, contestants = _made(task, arrays, Client(url), Path(folder), seed)
-        # The race begins when the service has ended: nothing else is to run meanwhile.
-        rows = {name: _row(version) for name, version in versions.items()}
-        for threads in sorted({1, CORES}):
-            batches = sorted({1, *task.aims})
-            timings = race(contestants, "plain fp32", batches, Alone(threads))  # type: ignore[arg-type]
-            for batch, timed in zip(batches, timings, strict=True):
-                for name in contestants:
-                    rows[name]["speed"].append(
-                        {"threads": threads, "batch": batch, "ms": timed.latencies[name].p50_ms}
-                        | asdict(timed.ratios[name])
-                    )
-    report = job.result["report"]
-    return {
-        "task": task.name, "seed": seed, "minutes": minutes, "verdict": job.result["verdict"], "aims": task.aims,
-        "winner": report["winner"]["design"], "told": report["verdict"]["told"],
-        "notes": [*task.notes, *report["notes"]],
-        "rows": rows, "failed": failed, "load": os.getloadavg(), "table": report["table"],
-    }  # fmt: skip
+def make(task: Task, seed: int, folder: Path) -> None:
+    """Everything of one task with one seed, but for the race: engines, and `made.json` about them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with service(workers=CORES) as (url, _):
+        found = _made(task, task.arrays(), Client(url), folder, seed)
+    (folder / "made.json").write_text(json.dumps(found))
 
 
-def _made(task: Task, arrays: Arrays, client: Client, folder: Path, seed: int) -> tuple[Any, ...]:
-    """The optimize job, the rivals that failed, minutes that the loop took, every version, and its files."""
+def raced(folder: Path) -> dict[str, Any]:
+    """What was made, measured: the service has ended, and nothing else should run meanwhile."""
+    found: dict[str, Any] = json.loads((folder / "made.json").read_text())
+    rows, batches = found["rows"], sorted({1, *map(int, found["aims"])})
+    contestants = {name: (Version.model_validate(row.pop("record")), folder / row["ref"]) for name, row in rows.items()}
+    for threads in sorted({1, CORES}):
+        torch.set_num_threads(threads)
+        timings = race(contestants, "plain fp32", batches, Alone(threads))  # type: ignore[arg-type]
+        for batch, timed in zip(batches, timings, strict=True):
+            for name, row in rows.items():
+                ms = timed.latencies[name].p50_ms
+                row["speed"].append({"threads": threads, "batch": batch, "ms": ms} | asdict(timed.ratios[name]))
+    return found | {"load": os.getloadavg()}
+
+
+def _made(task: Task, arrays: Arrays, client: Client, folder: Path, seed: int) -> dict[str, Any]:
+    """Runs the optimize job, makes the rivals, and fetches all their files."""
     torch.manual_seed(seed)
     client.push(task.network().eval(), task.name, example=torch.zeros(1, *arrays["x"].shape[1:]))
     client.datasets.push(task.name, **arrays)
@@ -113,13 +116,16 @@ def _made(task: Task, arrays: Arrays, client: Client, folder: Path, seed: int) -
     engines[OURS] = str(job.result["model"])
     for row in job.result["report"]["front"]:
         engines.setdefault(f"front: {row['design']}", row["model"])
-    versions = {EAGER: client.models.version(model)} | {n: client.models.version(r) for n, r in engines.items()}
-    return job, failed, minutes, versions, {n: _held(client, v.ref, folder) for n, v in versions.items()}
-
-
-def _held(client: Client, ref: str, folder: Path) -> tuple[Version, Path]:
-    record = {k: v for k, v in dict(client.models.version(ref)).items() if k in Version.model_fields}
-    return Version.model_validate(record | {"folder": "."}), client.models.download(ref, folder / ref)
+    refs = {EAGER: model} | engines
+    for ref in set(refs.values()):
+        client.models.download(ref, folder / ref)
+    report = job.result["report"]
+    return {
+        "task": task.name, "seed": seed, "minutes": minutes, "verdict": job.result["verdict"], "aims": task.aims,
+        "winner": report["winner"]["design"], "told": report["verdict"]["told"],
+        "notes": [*task.notes, *report["notes"]], "failed": failed, "table": report["table"],
+        "rows": {name: _row(client.models.version(ref)) for name, ref in refs.items()},
+    }  # fmt: skip
 
 
 def _row(version: Any) -> dict[str, Any]:
@@ -128,6 +134,7 @@ def _row(version: Any) -> dict[str, Any]:
         "ref": version["ref"], "parameters": version["parameters"], "bytes": version["bytes"],
         "verdict": version["verdict"], "accuracy": quality.get("value"), "low": quality.get("low"),
         "high": quality.get("high"), "rows": quality.get("n"), "speed": [],
+        "record": {k: v for k, v in dict(version).items() if k in Version.model_fields} | {"folder": "."},
     }  # fmt: skip
 
 
