@@ -53,10 +53,11 @@ def stop_trials(catalog: Catalog, queue: Queue, parent: str) -> None:
 
 
 def try_again(catalog: Catalog, parent: Job) -> None:
-    """Before a failed search or optimize job is retried: what failed of it is tried again."""
+    """Before a failed search or optimize job is retried: what failed of it is tried again, and what was cancelled: it
+    may be what the job failed for."""
     if parent.kind in WAITING_KINDS and parent.status == "failed":
-        failed = [job.id for job in catalog.trials.of(parent.id).values() if job.status == "failed"]
-        catalog.trials.stop(parent.id, failed)
+        again = [job.id for job in catalog.trials.of(parent.id).values() if job.status in ("failed", "cancelled")]
+        catalog.trials.stop(parent.id, again)
 
 
 def resume_trials(catalog: Catalog, queue: Queue, parent: str, allowance: int) -> None:

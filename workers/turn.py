@@ -37,6 +37,7 @@ class Turn:
         self._settings, self._catalog, self._queue = settings, catalog, queue
         self._process, self._delivery = process, delivery
         self._began = time.monotonic()
+        self._done = 0
         self._holds = False
         self._mine: tuple[str, int] | None = None  # a trial on no queue, because this process is about to do it
 
@@ -70,14 +71,15 @@ class Turn:
 
     def after(self, job: Job) -> Job | None:
         """What to do next, begun; None: nothing. A parent that is to be woken is woken, here or through the queue."""
+        self._done += 1
         family = job.parent or (job.id if job.kind in WAITING_KINDS and not job.ended else None)
         if family is None:
             return None
         due = self._catalog.trials.wake(family, self._settings.max_attempts) if job.parent else job if job.due else None
         goes_on = self._goes_on()
         if due is not None:
-            if not goes_on:
-                self._queue.enqueue(due, front=True)
+            if not goes_on:  # whose process has had its minute: others that wait come first
+                self._queue.enqueue(due, front=self._done < 2)
             elif (step := self._next(due.id, due.attempt)) is not None:
                 return step
         if goes_on and self._mine is not None:

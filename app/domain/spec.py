@@ -66,6 +66,12 @@ class Training(Spec):
     lr: float = Field(0.05, gt=0, le=100, description="the peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD; beta1 of Adam")
     weight_decay: float = Field(0.0, ge=0, le=1)
+    clip_norm: float | None = Field(
+        None,
+        gt=0,
+        description="the largest norm that the gradients of a step may have together. Unless given: 1 where classes "
+        "are learnt from a teacher, or after prune, share or quantize; else none",
+    )
     schedule: Literal["onecycle", "cosine", "constant", "step"] = "onecycle"
     loss: Literal["auto", "cross_entropy", "mse"] = Field(
         "auto", description="auto: cross entropy for classes, else MSE"

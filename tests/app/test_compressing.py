@@ -30,6 +30,11 @@ async def ready(client: httpx.AsyncClient, make_version: Any) -> httpx.AsyncClie
         ({"dry_run": True, "finetune": {"epochs": 3}}, "how long the fine-tuning would take"),
         ({"dataset": "set", "sensitivity": True}, "validation rows: a step of"),
         ({"dataset": "set", "method": "n_m", "n": 1}, "no hardware known gains speed from 1:4"),
+        ({"method": "n_m", "amount": 0.3}, "`amount` 0.3 plays no part"),
+        ({"round_to": 8, "method": "l1_unstructured"}, "`round_to` 8 plays no part: it is of channel, not of l1"),
+        ({"dataset": "set", "schedule": "gradual"}, "gradual plays no part in one step"),
+        ({"kind": "share", "method": "cluster", "groups": 4}, "`groups` 4 plays no part: it is of grouped_conv"),
+        ({"kind": "share", "method": "low_rank", "ranks": "vbmf", "energy": 0.5}, "`energy` 0.5 plays no part"),
     ],
 )
 async def test_warned_of(fields: Any, told: str, ready: httpx.AsyncClient, catalog: Catalog) -> None:
@@ -43,6 +48,8 @@ async def test_nothing_to_warn_of(ready: httpx.AsyncClient, catalog: Catalog) ->
         {"dataset": "set", "steps": 3, "finetune": {"epochs": 3}, "importance": "taylor"},
         {"dry_run": True},
         {"dataset": "set", "method": "n_m"},
+        # As a recipe says it: every field, those of other methods too.
+        {"dataset": "set", "amount": 0.3, "norm": 2.0, "n": 2, "m": 4, "schedule": "iterative"},
     ):
         answer = await ready.post("/v1/jobs", json=PRUNE | fields)
         assert catalog.job(answer.json()["id"]).warnings == ()

@@ -102,6 +102,17 @@ def catalog_warnings(job: dict[str, Any], catalog: Catalog) -> str:
     return " ".join(catalog.job(job["id"]).warnings)
 
 
+@pytest.mark.parametrize("fields", [{"temperature": 3}, {"alpha": 0.9}])
+async def test_what_only_a_teacher_gives_a_part_is_warned_of(
+    school: httpx.AsyncClient, catalog: Catalog, fields: dict[str, float]
+) -> None:
+    alone = await school.post("/v1/jobs", json=TRAIN | fields)
+    (warned,) = catalog.job(alone.json()["id"]).warnings
+    assert warned == f"`{next(iter(fields))}` plays no part without a `teacher`"
+    taught = await school.post("/v1/jobs", json=TRAIN | fields | {"teacher": "net"})
+    assert catalog.job(taught.json()["id"]).warnings == ()
+
+
 async def test_teachers_of_a_search_are_found_in_its_chain_and_space(
     school: httpx.AsyncClient, catalog: Catalog
 ) -> None:

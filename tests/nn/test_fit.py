@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from listening import Listener, made
-from torch import nn
+from torch import fx, nn
+from torch.nn import functional as F
 
 from app.domain.specs import Training
 from app.errors import Unprocessable
@@ -124,3 +125,20 @@ def test_weights_come_back_in_rows(bands: Data, listener: Listener) -> None:
     strides = [t.stride() for t in module.state_dict().values()]
     fit(module, bands, Training(epochs=1), listener)
     assert [t.stride() for t in module.state_dict().values()] == strides
+
+
+class Viewed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(F.max_pool2d(self.conv(x), 2).view(-1, 32))
+
+
+def test_a_view_that_forbids_channels_last_leaves_nothing_in_the_log(
+    bands: Data, listener: Listener, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = fit(fx.symbolic_trace(Viewed()), bands, Training(epochs=1, batch_size=16), listener)
+    assert done.epochs == 1
+    assert "Traceback" not in capsys.readouterr().err

@@ -62,6 +62,19 @@ def test_a_chain_is_judged_on_val_kept_and_computed_once(bench: Bench, stripes: 
     assert repeated == version
 
 
+def test_what_was_swept_away_is_made_again(bench: Bench, stripes: Splits) -> None:
+    """Figures without the files that they are of would fail whoever wants to publish them, again and again."""
+    bench.model("net", SimpleCNN(), (1, 28, 28))
+    bench.dataset("stripes", **stripes)
+    chain = [{"kind": "prune", "method": "channel", "amount": 0.5}]
+    first = trial(bench, chain)
+    assert trial(bench, chain)["cache_hit"]
+    bench.artifacts.delete_all(f"trials/{first['kept']}")
+    again = trial(bench, chain)
+    assert (again["cache_hit"], again["kept"]) == (False, first["kept"])
+    assert kept.find(bench.artifacts, first["kept"]) is not None
+
+
 def test_other_data_are_another_key(bench: Bench, stripes: Splits) -> None:
     bench.model("net", SimpleCNN(), (1, 28, 28))
     bench.dataset("stripes", **stripes)

@@ -137,6 +137,8 @@ def test_where_nothing_can_be_trained_precisions_are_raced(bench: Bench, stripes
     assert found.report["verdict"]["samples_needed"] == 381
     assert any("cannot be trained" in note for note in found.report["notes"])
     assert any("381 rows are enough" in note for note in found.report["notes"])
+    job = bench.catalog.job(found.report["table"][0]["job"].partition("-")[0])
+    assert job.progress.done == job.progress.total == len(found.report["table"]) + 2  # the judge, and the settings
 
 
 def test_a_model_that_no_engine_takes_fails_with_the_reason(bench: Bench, stripes: Splits) -> None:

@@ -478,3 +478,48 @@ def test_marabou_on_its_own_rows(bench: Bench, shared: Path) -> None:
     assert any("opset 9" in note for note in report["notes"])
     assert report["bytes"]["after"] < report["bytes"]["before"] / 3
     bench.run(kind="convert", model=quantized.ref, target="openvino", precision="int8")
+
+
+class Inverted(nn.Module):
+    """MobileNetV2's block: a depthwise convolution between ReLU6."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.deep, self.thin = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.Conv2d(8, 8, 1)
+        self.fc = nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.relu6(self.deep(nn.functional.relu6(self.wide(x))))
+        return self.fc(nn.functional.relu6(self.thin(x)).mean((2, 3)))
+
+
+class Skip(nn.Module):
+    """A U-Net in small: what a ReLU gives goes down, and is joined to something signed coming up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.deep = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.up, self.join = nn.ConvTranspose2d(16, 8, 2, 2), nn.Conv2d(16, 8, 3, padding=1)
+        self.fc = nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        down = torch.relu(self.down(x))
+        deep = torch.relu(self.deep(nn.functional.max_pool2d(down, 2)))
+        return self.fc(torch.relu(self.join(torch.cat([self.up(deep), down], 1))).mean((2, 3)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [Inverted, Skip])
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_engines_of_depthwise_and_skipping_networks_agree_with_their_source(
+    bench: Bench, network: type[nn.Module], target: str
+) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, CLASSES, ROWS)
+    x = (rng.standard_normal((ROWS, 3, 8, 8)) + y[:, None, None, None]).astype(np.float32)
+    bench.dataset("rows", **dict.fromkeys(("train", "val", "test"), (x, y.astype(np.int64))))
+    torch.manual_seed(0)
+    bench.model("m", trained(network(), x, y), (3, 8, 8))
+    version, _ = bench.run(kind="quantize", model="m@1", dataset="rows@1", target=target)
+    _, report = bench.run(kind="convert", model=version.ref, dataset="rows@1", target=target, **INT8)
+    assert report["parity"]["max_rel_diff"] < 0.05

@@ -44,6 +44,7 @@ class Field:
         self.open: list[int] = []
         self.values: Callable[[list[dict[str, Any]]], Values] = formula
         self.epochs: Callable[[list[dict[str, Any]]], list[float]] = lambda chain: []
+        self.more: Values = {}  # of a trial's report
         self.begun: Callable[[TrialSpec], int] = lambda spec: 0  # epochs that an attempt before has done
         self.before: Callable[[TrialSpec], None] = lambda spec: None
 
@@ -63,7 +64,8 @@ class Field:
         folder = ctx.folder("made")
         (folder / "weights").write_bytes(b"w")
         kept.keep(ctx.artifacts, key, ctx.job.id, folder, ctx.catalog.version("net", 1).model_dump(), {})
-        return Outcome(None, {}, {"kept": key, "values": self.values(asked["chain"]), "cache_hit": False})
+        report = {"kept": key, "values": self.values(asked["chain"]), "cache_hit": False} | self.more
+        return Outcome(None, {}, report)
 
     def submit(self, id: str = "s1", **asked: Any) -> str:
         spec: dict[str, Any] = {"kind": "search", "model": "net@1", "dataset": "data@1", "chain": CHAIN} | asked

@@ -7,13 +7,16 @@ import os
 from typing import Any
 
 import pytest
+from optuna.trial import create_trial
 from search.conftest import CHAIN, Field, Values, formula
 
 from app.domain import specs
 from app.domain.records import Job
 from app.domain.specs import TrialSpec
 from app.errors import Unprocessable
+from app.trials import resume_trials, try_again
 from workers.search import study as studies
+from workers.search import telling
 from workers.search.study import Plan
 
 LR = {"low": 1e-4, "high": 1.0, "log": True}
@@ -51,6 +54,24 @@ def test_a_grid_tries_every_point_once(field: Field) -> None:
     recipe = version.details["recipe"]
     assert [link["kind"] for link in recipe] == ["train", "prune"]
     assert (recipe[0]["lr"], recipe[1]["amount"], recipe[1]["dataset"]) == (0.01, 0.3, "data@1")
+
+
+def test_importances_of_many_choices_take_no_longer_than_of_few() -> None:
+    """fANOVA takes choices one by one, and needs twice as long for each more: 40 of them would not end in this life."""
+    lrs, tunings = [0.01 * n for n in range(1, 41)], [{"epochs": n} for n in range(1, 41)]
+    space = {"train.lr": lrs, "prune.finetune": tunings, "prune.amount": {"low": 0.1, "high": 0.9}}
+    spec = specs.parse({"kind": "search", "model": "net@1", "chain": CHAIN, "space": space})
+    assert isinstance(spec, specs.SearchSpec)
+    plan = Plan.of(spec)
+    trials = []
+    for number in range(80):
+        drawn = {"train.lr": lrs[number % 40], "prune.finetune": tunings[7 * number % 40], "prune.amount": 0.5}
+        params = {key: plan.dimensions[key].asked(value) for key, value in drawn.items()}
+        trials.append(create_trial(params=params, distributions=plan.distributions(), value=drawn["train.lr"]))
+    found = telling.importances(plan, trials, 0)
+    assert found is not None
+    assert found["train.lr"] > 0.8
+    assert set(found) == set(space)
 
 
 def test_a_part_of_a_grid_is_drawn_with_the_seed(field: Field) -> None:
@@ -149,9 +170,20 @@ def test_where_every_trial_fails_the_search_does(field: Field) -> None:
     assert field.parts.catalog.open_jobs() == []
 
 
-def test_a_retried_search_tries_again_what_had_failed(field: Field) -> None:
-    from app.trials import try_again
+def test_what_a_trial_measured_is_in_the_version(field: Field) -> None:
+    latency = {
+        "runtime": "openvino", "batch": 1, "p50_ms": 0.5, "p95_ms": 0.6, "p99_ms": 0.7, "runs": 100, "threads": 1,
+        "load_1m": 0.1, "device": "cpu", "throughput_rps": 2000.0,
+    }  # fmt: skip
+    field.more = {"speed": {"latency": {"candidate": latency}}, "cache_hit": True}
+    job = field.run(space={"train.lr": [0.1, 0.01]}, sampler="grid")
+    report(job)
+    assert job.cache_hit  # as every trial was
+    (told,) = field.parts.catalog.version("net", 2).metrics.latency
+    assert (told.batch, told.p50_ms) == (1, 0.5)
 
+
+def test_a_retried_search_tries_again_what_had_failed(field: Field) -> None:
     def fail(spec: TrialSpec) -> None:
         raise Unprocessable("the disk is full")
 
@@ -168,6 +200,25 @@ def test_a_retried_search_tries_again_what_had_failed(field: Field) -> None:
     assert found["trials"] == {"asked": 6, "complete": 6, "pruned": 0, "failed": 0, "repeated": 0, "cache_hits": 0}
     jobs = catalog.trials.of("s1")
     assert {name: jobs[name].spec["chain"] for name in asked} == asked
+
+
+def test_a_retry_whose_first_step_died_goes_on_with_what_its_trials_found_meanwhile(field: Field) -> None:
+    def fail(spec: TrialSpec) -> None:
+        raise Unprocessable("the disk is full")
+
+    field.before = fail
+    job = field.run(space={"train.lr": [0.1, 0.01]}, sampler="grid")
+    assert job.status == "failed"
+    field.before = lambda spec: None
+    catalog, queue = field.parts.catalog, field.parts.queue
+    try_again(catalog, job)
+    again = catalog.moved("s1", was={"failed"}, to="queued", next_attempt=job.attempt + 1, allowed_attempts=99)
+    resume_trials(catalog, queue, "s1", 2)  # and here its process died
+    field.finish()
+    assert {trial.status for trial in catalog.trials.of("s1").values()} == {"succeeded"}
+    queue.enqueue(again)
+    found = report(field.finish())
+    assert found["trials"]["complete"] == len(field.tried) == 2
 
 
 def test_a_search_whose_data_set_is_deleted_ends_at_once(field: Field) -> None:
@@ -208,7 +259,7 @@ def test_a_pruner_compares_equal_epochs_where_a_trial_was_resumed(field: Field) 
     chain = [{"kind": "train", "epochs": 4}, {"kind": "prune", "method": "channel"}]
     field.begun = lambda spec: 2 if spec.number == 3 else 0
     space = {"train.lr": [0.01, 0.02, 0.03, 0.04]}
-    report(field.run(space=space, chain=chain, sampler="grid", pruner="asha", parallel=1))
+    report(field.run(space=space, chain=chain, sampler="grid", pruner="median", parallel=1))
     spec = specs.parse(field.parts.catalog.job("s1").spec)
     assert isinstance(spec, specs.SearchSpec)
     last = studies.open_study(Plan.of(spec), field.parts.catalog.redis, "s1").get_trials()[3]

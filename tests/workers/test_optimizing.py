@@ -3,8 +3,12 @@
 import pytest
 
 from app.domain.specs import OptimizeSpec
+from workers.optimizing import verdicts
+from workers.optimizing.designs import Design
 from workers.optimizing.front import Candidate, pareto, proven, sequence
 from workers.optimizing.proposals import AMOUNTS, Room, Tried, propose
+from workers.optimizing.race import Race
+from workers.optimizing.told import _notes
 
 SPEC = OptimizeSpec(model="net@1", dataset="data@1")
 ROOM = Room(("openvino:fp32", "openvino:int8"), ("prune", "share", "prune+share"))
@@ -82,3 +86,29 @@ def test_where_there_is_nothing_left_to_try_it_ends() -> None:
         past.append(Tried(dict(design.params), 0.9, 1.2))
     assert len(past) == 2  # two numbers of groups
     assert propose(SPEC, Room(("openvino:fp32",), ()), [], 0, least=0.9) is None
+
+
+@pytest.mark.parametrize(("ratio", "winner"), [(1.4, "tuned"), (0.99, "plain")])
+def test_what_is_no_faster_when_it_is_judged_does_not_win(ratio: float, winner: str) -> None:
+    """A trial measures alone, and may have been lucky."""
+    race = Race(
+        SPEC, "net@1", "data@1", {"plain": Design("openvino", "fp32")}, {"tuned": Design("openvino", "fp32", True)},
+        ROOM, {}, {},
+    )  # fmt: skip
+    rows = {
+        name: {"verdict": "accepted", "speedup": {"1": {"ratio": measured}}}
+        for name, measured in (("plain", 1.0), ("tuned", ratio))
+    }
+    judged = {"candidates": rows, "better_baseline": "plain"}
+    assert verdicts.winner(race, verdicts.Choice(("tuned",), ("plain",)), judged) == winner
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_the_floor_is_told_of_its_own_runtime_alone(runtime: str) -> None:
+    """An engine of the plain engine's runtime that does nothing may well be slower than a whole network in another."""
+    plain = {"plain": Design("openvino", "fp32"), "other": Design(runtime, "fp16")}
+    race = Race(SPEC, "net@1", "data@1", plain, {}, ROOM, {}, {})
+    won = {"latency": [{"runtime": runtime, "batch": 1, "p50_ms": 0.013}]}
+    judged = {"candidates": {"other": won}, "floor_ms": {"1": 0.018}}
+    notes = _notes(race, verdicts.Choice((), ("plain",)), judged, "other")
+    assert any("dispatch is the floor" in note for note in notes) == (runtime == "openvino")

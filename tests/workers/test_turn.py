@@ -195,11 +195,15 @@ def test_a_failed_trial_wakes_its_parent_too(parts: Parts, log: Log) -> None:
     assert log.steps[-1] == {"t0": "succeeded", "t1": "failed", "t2": "succeeded"}
 
 
-def test_what_failed_of_a_job_is_tried_again_with_it(parts: Parts, log: Log) -> None:
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+def test_what_failed_of_a_job_is_tried_again_with_it(parts: Parts, log: Log, end: str) -> None:
+    """What was cancelled too: without its judge, say, no retry of an optimize job could come to another end."""
     fails = [True]
 
     def fail(ctx: Context) -> None:
         if fails[0]:
+            if end == "cancelled":
+                parts.catalog.moved(ctx.job.id, was={"running"}, to="cancelling")
             raise Unprocessable("not yet")
 
     log.during[1] = fail
@@ -207,7 +211,7 @@ def test_what_failed_of_a_job_is_tried_again_with_it(parts: Parts, log: Log) -> 
     while deliver(parts):
         pass
     trial = parts.catalog.job("s1-t1")
-    assert trial.status == "failed"
+    assert trial.status == end
     fails[0] = False
     try_again(parts.catalog, parts.catalog.job("s1").but(status="succeeded"))
     assert parts.catalog.trials.stopped("s1") == []
@@ -345,6 +349,23 @@ def test_a_process_that_is_asked_to_stop_hands_over(parts: Parts, log: Log, proc
     while deliver(parts):
         pass
     assert parts.catalog.job("s1").status == "succeeded"
+
+
+def test_who_waits_comes_before_the_next_turn_of_a_search(parts: Parts, log: Log, process: Ending) -> None:
+    """Else the step that begins the next turn comes first, and takes the next trials along: nobody else is let in."""
+
+    def turn_is_over(ctx: Context) -> None:
+        process.asked = True
+        other = parts.catalog.add(Job(id="other", kind="prune", spec={}, created_at=now()))
+        parts.queue.enqueue(other)
+
+    log.during[1] = turn_is_over
+    submit(parts, parallel=1)
+    deliver(parts)
+    assert log.tried == [0, 1]
+    assert parts.catalog.job("s1").due
+    waiting = rq.Queue("cpu", connection=parts.queue.redis).get_job_ids()
+    assert [id.split("--")[0] for id in waiting] == ["other", "s1"]
 
 
 def test_two_processes_at_once_do_nothing_twice(parts: Parts, log: Log) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 
 import torch
 from torch import nn
@@ -33,7 +35,8 @@ def layout(module: nn.Module, data: Data, device: str) -> torch.memory_format:
     x, _ = data.train.take(torch.arange(min(2, len(data.train))))
     try:
         trial = copy.deepcopy(module).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        with torch.no_grad():
+        # torch.fx prints what a graph raises, and a `view` that cannot be had is no fault.
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
             trial(x.to(device, memory_format=torch.channels_last))
     except RuntimeError:
         return torch.preserve_format

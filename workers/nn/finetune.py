@@ -12,6 +12,8 @@ from workers.nn.data import Data
 from workers.nn.fit import Fitted, Masks, fit
 from workers.nn.teacher import open_teacher
 
+CLIP_NORM = 1.0
+
 
 def finetune(
     net: Net,
@@ -30,6 +32,8 @@ def finetune(
     module: the network of `source` where it is in hand, unchanged and in no other use; None: it is loaded afresh.
     Raises what `fit` and `open_teacher` do.
     """
+    if source is not None or plan.teacher is not None:
+        plan = bounded(plan, data)
     ref = plan.teacher or (source.ref if source is not None else None)
     if ref is None or plan.alpha == 0:
         return fit(net.module, data, plan, ctx, masks=masks, phase=phase)
@@ -39,3 +43,14 @@ def finetune(
         return fit(net.module, data, plan, ctx, masks=masks, phase=phase, teacher=teacher)
     finally:
         teacher.close()
+
+
+def bounded(plan: Training, data: Data) -> Training:
+    """The plan with a bound on its steps, where it says none and classes are learnt.
+
+    What lost half of its channels is far from any minimum, and a teacher's answers count T² times: unbounded steps of a
+    usual learning rate then ruin the network for good. Errors of numbers have the scale of the targets, and no bound.
+    """
+    if plan.clip_norm is not None or data.task != "classification" or plan.loss == "mse":
+        return plan
+    return plan.model_copy(update={"clip_norm": CLIP_NORM})

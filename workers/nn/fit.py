@@ -104,7 +104,8 @@ def fit(
     steps = len(data.train.cuts(plan.batch_size, lone_row=False))
     optimizer = optimizer_for(module, plan)
     schedule = schedule_for(optimizer, plan, steps)
-    frozen = [(p, masks[n].to(device)) for n, p in module.named_parameters() if masks and n in masks]
+    named = module.named_parameters(remove_duplicate=False)  # masks may use any name of a parameter that is shared
+    frozen = [(p, masks[n].to(device)) for n, p in named if masks and n in masks]
     group = optimizer.param_groups[0]
     checkpoints = Checkpoints(ctx, module, optimizer, schedule, order, checkpoint_s)
     best: Weights | None = None
@@ -140,6 +141,8 @@ def fit(
                             loss = (1 - plan.alpha) * loss + plan.alpha * soft_loss
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()  # type: ignore[no-untyped-call]
+                    if plan.clip_norm is not None:
+                        nn.utils.clip_grad_norm_(module.parameters(), plan.clip_norm)
                     optimizer.step()
                     for parameter, mask in frozen:
                         parameter.data.mul_(mask)

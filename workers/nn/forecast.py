@@ -23,6 +23,7 @@ from workers.nn.predict import first
 from workers.nn.schedule import optimizer_for
 
 SECONDS, STEPS = 1.0, 20  # a forecast stops measuring after this many, whichever comes first
+WAITED_S = 5.0  # and once it has waited so long for others' measurements: a rougher figure is better than a late one
 
 
 def size(net: Net) -> dict[str, int | None]:
@@ -80,13 +81,15 @@ def _steps(net: Net, data: Data, plan: Training, ctx: Context) -> tuple[Callable
 
 def _seconds_a_row(run: Callable[[int], None], batch: int, ctx: Context, turn: AbstractContextManager[Any]) -> float:
     """Of batches of that size; of smaller ones where those would take too long."""
-    rows, left = min(2, batch), SECONDS
+    rows, left, waited = min(2, batch), SECONDS, 0.0
 
     def timed() -> float:
-        nonlocal left
+        nonlocal left, waited
         ctx.progress(0, None, phase="estimating the time")
+        asked = time.perf_counter()
         with turn:
             began = time.perf_counter()
+            waited += began - asked
             run(rows)
             taken = time.perf_counter() - began
         left -= taken
@@ -94,12 +97,12 @@ def _seconds_a_row(run: Callable[[int], None], batch: int, ctx: Context, turn: A
 
     timed()  # what a library does once is not counted
     taken = timed()
-    while rows < batch and 2 * min(4, batch / rows) * taken < left:
+    while waited < WAITED_S and rows < batch and 2 * min(4, batch / rows) * taken < left:
         rows = min(batch, 4 * rows)
         timed()
         taken = timed()
     found = [taken]
-    while left > taken and len(found) < STEPS:
+    while waited < WAITED_S and left > taken and len(found) < STEPS:
         found.append(timed())
     return statistics.median(found) / rows
 

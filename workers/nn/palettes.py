@@ -116,15 +116,24 @@ class _FromPalette(nn.Module):
 
 @contextmanager
 def trained_as(module: nn.Module, palettes: Mapping[str, Palette]) -> Iterator[None]:
-    """Inside, the palettes are what is trained; after it the layers have plain weights again, of the new values."""
-    layers = {name: module.get_submodule(name) for name in palettes}
+    """Inside, the palettes are what is trained; after it the layers have plain weights again, of the new values.
+    What shares its weights with such a layer shares its palette."""
+    tied = {name: list(_holders(module, weight_of(module.get_submodule(name)))) for name in palettes}
     for name, found in palettes.items():
-        parametrize.register_parametrization(layers[name], "weight", _FromPalette(found), unsafe=True)
+        for holder, tensor in tied[name]:  # one parameter for all of them: each finds it as the palette and keeps it
+            parametrize.register_parametrization(holder, tensor, _FromPalette(found), unsafe=True)
     try:
         yield
     finally:
-        for layer in layers.values():
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        for holders in tied.values():
+            for place, (holder, tensor) in enumerate(holders):  # the first makes weights of the one parameter
+                parametrize.remove_parametrizations(holder, tensor, leave_parametrized=place == 0)
+
+
+def _holders(module: nn.Module, weight: torch.Tensor) -> Iterator[tuple[nn.Module, str]]:
+    """Every module that has this very parameter, and its name there."""
+    for holder in module.modules():
+        yield from ((holder, name) for name, parameter in holder.named_parameters(recurse=False) if parameter is weight)
 
 
 def bits(n: int) -> int:

@@ -80,8 +80,12 @@ def quantize(model: Any, rows: Rows, target: str, recipe: Recipe, threads: int, 
     copy.CopyFrom(model)
     with _quiet_nncf() as nncf, _threads(threads):
         ranges = importlib.import_module("nncf.quantization.range_estimator").RangeEstimatorParametersSet
+        parameters = importlib.import_module("nncf.quantization.advanced_parameters").QuantizationParameters
         advanced = nncf.AdvancedQuantizationParameters(
-            disable_bias_correction=not recipe.correct, activations_range_estimator_params=ranges.HISTOGRAM
+            disable_bias_correction=not recipe.correct,
+            activations_range_estimator_params=ranges.HISTOGRAM,
+            # Before a depthwise convolution NNCF would take a scale per channel, which ONNX Runtime refuses to run.
+            activations_quantization_params=parameters(per_channel=False),
         )
         try:
             found = nncf.quantize(
@@ -105,6 +109,8 @@ def quantize(model: Any, rows: Rows, target: str, recipe: Recipe, threads: int, 
             ) from error
     if target in SYMMETRIC:
         qdq.symmetric(found)
+    else:
+        qdq.unsigned(found)
     qdq.tidied(found)
     _check(found)
     return found

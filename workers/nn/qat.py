@@ -92,7 +92,7 @@ def give_back(trained: nn.Module, module: nn.Module) -> None:
 
 def masks(found: Mapping[str, torch.Tensor], rounding: nn.Module) -> dict[str, torch.Tensor]:
     """Masks of pruned weights under the names that the weights have in the copy."""
-    known = dict(rounding.named_parameters())
+    known = dict(rounding.named_parameters(remove_duplicate=False))
     inside = {name: name.removesuffix("weight") + "parametrizations.weight.original" for name in found}
     return {inside[n] if inside[n] in known else n: mask for n, mask in found.items()}
 

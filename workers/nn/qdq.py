@@ -21,6 +21,7 @@ _MOVES = frozenset(
         *("Gather", "Expand", "Tile", "Identity", "DepthToSpace", "SpaceToDepth", "Relu", "Clip"),
     )
 )
+_NOT_NEGATIVE = frozenset(("Relu", "Sigmoid", "HardSigmoid", "Softmax"))
 # Per-channel scales came with 13; 17 is what every runtime here has long known.
 LEAST_OPSET, USUAL_OPSET = 13, 17
 
@@ -136,6 +137,32 @@ def symmetric(model: Any) -> None:
             graph.initializer.append(numpy_helper.from_array(np.zeros_like(zero, np.int8), f"{name}/zero"))
             changed[name] = f"{name}/zero"
         node.input[1], node.input[2] = name, changed[name]
+    _drop_unused(graph)
+
+
+def unsigned(model: Any) -> None:
+    """Writes int8 activations as uint8 with a zero point moved by 128, which is the same to the last bit, where one of
+    them comes out of a ReLU: a skip connection gave it the range of something signed. OpenVINO (2026.4) computes a
+    convolution behind such an int8 wrongly, by a tenth of its outputs. In place."""
+    graph = model.graph
+    values = {t.name: t for t in graph.initializer}
+    made = {out: node.op_type for node in graph.node for out in node.output}
+    nodes = [
+        n
+        for n in graph.node
+        if n.op_type in ("QuantizeLinear", "DequantizeLinear")
+        and n.input[0] not in values  # weights stay signed
+        and len(n.input) > 2
+        and n.input[2] in values
+        and values[n.input[2]].data_type == onnx.TensorProto.INT8
+    ]
+    if not any(n.op_type == "QuantizeLinear" and made.get(n.input[0]) in _NOT_NEGATIVE for n in nodes):
+        return
+    for name in sorted({n.input[2] for n in nodes}):
+        zero = numpy_helper.to_array(values[name]).astype(np.int16) + 128
+        graph.initializer.append(numpy_helper.from_array(zero.astype(np.uint8), f"{name}/unsigned"))
+    for node in nodes:
+        node.input[2] = f"{node.input[2]}/unsigned"
     _drop_unused(graph)
 
 

@@ -62,4 +62,7 @@ def taylor(net: Net, data: Data, plan: Training, ctx: Context, seed: int) -> tup
         )
     module.cpu()
     told = f"Importance: |weight × gradient of the loss|, averaged over batches of {BATCH} of {len(rows)} training rows"
-    return {name: sum.cpu() for name, sum in total.items()}, f"{told}, summed over a group (Molchanov et al. 2019)."
+    # A parameter of several names has its importance under each of them.
+    names = {id(p): n for n, p in wanted.items()}
+    every = {n: names[id(p)] for n, p in module.named_parameters(remove_duplicate=False) if id(p) in names}
+    return {n: total[one].cpu() for n, one in every.items()}, f"{told}, summed over a group (Molchanov et al. 2019)."

@@ -35,15 +35,19 @@ def zero(spec: PruneSpec, layers: Layers, amount: float, saliency: Scores | None
     amount: of n_m, as a share of m. saliency: an importance for every weight, by parameter name, instead of its size.
     """
     found = Zeroed()
-    scores = {name: _scores(spec, n, name, layer, saliency) for n, (name, layer) in enumerate(layers.items())}
+    own: dict[int, str] = {}
+    for name, layer in layers.items():  # weights that several layers share lose their part once
+        own.setdefault(id(weight_of(layer)), name)
+    cut = {name: layers[name] for name in own.values()}
+    scores = {name: _scores(spec, n, name, layer, saliency) for n, (name, layer) in enumerate(cut.items())}
     if spec.method == "n_m":
-        _n_of_m(spec, layers, scores, amount, found)
+        _n_of_m(spec, cut, scores, amount, found)
     elif spec.method == "ln_structured":
-        _rows(spec, layers, scores, amount, found)
+        _rows(spec, cut, scores, amount, found)
     elif spec.scope == "global":
-        _together(layers, scores, amount, found)
+        _together(cut, scores, amount, found)
     else:
-        _each(layers, scores, amount, found)
+        _each(cut, scores, amount, found)
     for name, layer in layers.items():
         if prune.is_pruned(layer):
             prune.remove(layer, "weight")  # type: ignore[no-untyped-call]

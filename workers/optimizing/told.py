@@ -102,7 +102,8 @@ def _notes(race: Race, choice: Choice, judged: Mapping[str, Any], best: str) -> 
         notes.append("The model cannot be trained here: only precisions and quantization were raced.")
     for at in won.get("latency") or ():
         floor = (judged.get("floor_ms") or {}).get(str(at["batch"]))
-        if floor and floor > at["p50_ms"] / 2:
+        # It was measured in the runtime of the plain engine: of another it says nothing.
+        if floor and at["runtime"] == race.plain[race.base].target and floor > at["p50_ms"] / 2:
             notes.append(
                 f"At batch {at['batch']} an engine that does nothing takes {floor:.3f} ms here, "
                 f"{floor / at['p50_ms']:.0%} of the winner's {at['p50_ms']:.3f} ms: dispatch is the floor, "

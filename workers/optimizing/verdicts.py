@@ -61,8 +61,9 @@ def winner(race: Race, choice: Choice, judged: Mapping[str, Any]) -> str:
     """The fastest that is proven, by what the judge measured; else the plain engine of a baseline; where nothing can be
     proven with so few rows, the fastest of those that are not refuted."""
     verdicts = {name: str(row.get("verdict")) for name, row in judged["candidates"].items()}
-    if found := proven(choice.order, verdicts):
-        return max(found, key=lambda name: _gain(race, judged, name))
+    gains = {name: _gain(race, judged, name) for name in proven(choice.order, verdicts)}
+    if found := [name for name in gains if gains[name] > 1]:  # what seemed faster in its own trial may not be
+        return max(found, key=lambda name: gains[name])
     better = judged.get("better_baseline") or race.base
     for name in (race.base, better):
         if verdicts.get(name) == "accepted":

@@ -34,6 +34,8 @@ def run(spec: OptimizeSpec, ctx: Context) -> Outcome | Waits:
 
 def _answer(race: Race, judge: Job | None, settings: Job | None, ctx: Context) -> Outcome | Waits:
     """Asks for the verdict, then for the settings of the winner; publishes when both are there."""
+    begun = [job for job in (*race.trials.values(), judge, settings) if job is not None]
+    ctx.progress(sum(job.ended for job in begun), len(race.trials) + 2, "trials", "waiting for trials")
     choice = verdicts.choose(race)
     if judge is None:
         return Waits({JUDGE: verdicts.judge_spec(race, choice)}, told_so_far(race))

@@ -56,7 +56,7 @@ def draw_anew(module: nn.Module, seed: int, masks: dict[str, torch.Tensor]) -> l
             reset()
             drawn |= {id(p) for p in layer.parameters()}
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
+        for name, parameter in module.named_parameters(remove_duplicate=False):
             if name in masks:
                 parameter.mul_(masks[name])
     return [name for name, parameter in module.named_parameters() if id(parameter) not in drawn]

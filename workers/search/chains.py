@@ -44,7 +44,9 @@ def step(spec: SearchSpec, ctx: Context) -> Outcome | Waits:
     if not judge.ended:
         return Waits({})
     version, found = _publish(told, best, judge, ctx)
-    return Outcome(None, {}, telling.report(told, study, best, found, ctx), model=version.ref)
+    report = telling.report(told, study, best, found, ctx)
+    hit = all(row.get("cache_hit") for row in report["history"])
+    return Outcome(None, {}, report, model=version.ref, cache_hit=hit)
 
 
 def name_of(number: int) -> str:
@@ -119,11 +121,12 @@ def _ask_more(plan: Plan, study: optuna.Study, ctx: Context) -> dict[str, dict[s
         count += 1
         trials = study.get_trials(deepcopy=False)
         first = studies.owners(plan, trials)[trial.number]
-        if first == trial.number:
+        job = ctx.trials([name_of(first)]).get(name_of(first))
+        if job is not None and job.ended:  # of a point tried before, or tried again by a step that died
+            _tell(plan, study, trial, job, ctx)
+        elif first == trial.number:
             found[name_of(trial.number)] = _spec(plan, trial, ctx)
             busy += 1
-        elif trials[first].state.is_finished():
-            _tell(plan, study, trial, ctx.trials([name_of(first)])[name_of(first)], ctx)
     return found
 
 
@@ -170,6 +173,8 @@ def _publish(told: telling.Told, best: FrozenTrial, judge: Job, ctx: Context) ->
         why = (judge.error or {}).get("detail") or "it was cancelled"
         row = {"note": f"The winner could not be measured on the test split: {why}"}
     chain = told.jobs[name_of(told.owner(best.number))].spec["chain"]
+    if speed := told.report(best.number).get("speed"):  # a search for speed has measured it
+        row = row | {"latency": [speed["latency"]["candidate"]]}
     try:
         version = winning.publish(ctx, str(told.report(best.number)["kept"]), chain, row)
     except Problem as problem:

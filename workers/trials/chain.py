@@ -47,7 +47,8 @@ def run(spec: TrialSpec, ctx: Context) -> Outcome:
     ctx.catalog.trim_history(ctx.job.id, 0)
     measure = asked.measure or (Measure() if {"latency_ms", "throughput"} & set(asked.wants) else None)
     key = _whole_key(links, asked, measure, ctx)
-    if (before := kept.find(ctx.artifacts, key)) is not None:
+    before = kept.find(ctx.artifacts, key)
+    if before is not None and _still_kept(before, ctx):
         ctx.log("computed before, from the same model, data and specs")
         return Outcome(None, {}, before.report | {"cache_hit": True})
     if measure is not None and measure.at_least is not None and _trains(links):
@@ -74,6 +75,12 @@ def _whole_key(links: list[specs.Spec], asked: ChainTrial, measure: Measure | No
     if measure is not None:
         about |= {"measure": measure.model_dump(), "host": host(), "threads": ctx.threads}
     return kept.key_of(**about)
+
+
+def _still_kept(before: kept.Kept, ctx: Context) -> bool:
+    """Whether what the report names is there. It may be older than the report, and was then swept away before it."""
+    made = before.report.get("kept")
+    return made is None or kept.find(ctx.artifacts, str(made)) is not None
 
 
 def _trains(links: list[specs.Spec]) -> bool:

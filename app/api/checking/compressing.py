@@ -7,12 +7,29 @@ from app.domain.specs import PruneSpec, ShareSpec
 from app.storage.catalog import Catalog
 
 FEW_ROWS = 200
+ENERGY = ShareSpec.model_fields["energy"].default
+# Fields that play a part in some methods only, and in which.
+_OF_SOME: dict[str, tuple[str, ...]] = {
+    "groups": ("grouped_conv",),
+    "permute": ("grouped_conv",),
+    "solve": ("grouped_conv", "depthwise_separable", "low_rank"),
+    "ranks": ("low_rank",),
+    "energy": ("low_rank",),
+    "clusters": ("cluster",),
+    "amount": ("l1_unstructured", "random_unstructured", "ln_structured", "channel"),
+    "norm": ("ln_structured",),
+    "round_to": ("channel",),
+    "n": ("n_m",),
+    "m": ("n_m",),
+}
 
 
 def check(spec: PruneSpec | ShareSpec, version: Version | None, dataset: Dataset | None, catalog: Catalog) -> list[str]:
     """Warnings of what will run, but not as one might hope. What cannot run is refused by the spec itself, and by the
     checks that all kinds share."""
-    found = _pruning(spec, dataset) if isinstance(spec, PruneSpec) else []
+    found = _idle(spec)
+    if isinstance(spec, PruneSpec):
+        found += _pruning(spec, dataset)
     if dataset is None and not spec.dry_run:
         found.append("without a data set nothing measures how accurate the network still is")
     if spec.dry_run and spec.finetune is not None and dataset is None:
@@ -20,10 +37,27 @@ def check(spec: PruneSpec | ShareSpec, version: Version | None, dataset: Dataset
     return found
 
 
+def _idle(spec: PruneSpec | ShareSpec) -> list[str]:
+    """Fields that were said, and that this method does not look at. A recipe says all: defaults tell nothing."""
+    defaults = type(spec).model_fields
+    found = [
+        f"`{field}` {getattr(spec, field)} plays no part: it is of {' and '.join(methods)}, not of {spec.method}"
+        for field, methods in _OF_SOME.items()
+        if field in spec.model_fields_set
+        and spec.method not in methods
+        and getattr(spec, field) != defaults[field].default
+    ]
+    if isinstance(spec, ShareSpec) and spec.method == "low_rank" and spec.ranks == "vbmf" and spec.energy != ENERGY:
+        found.append(f"`energy` {spec.energy:g} plays no part: `ranks` vbmf finds the ranks by itself")
+    return found
+
+
 def _pruning(spec: PruneSpec, dataset: Dataset | None) -> list[str]:
     found = []
     if spec.steps > 1 and spec.schedule == "one_shot":
         found.append(f"one_shot takes all in one step: `steps` {spec.steps} plays no part")
+    elif spec.steps == 1 and spec.schedule == "gradual":
+        found.append("`schedule` gradual plays no part in one step: say how many with `steps`")
     elif spec.steps > 1 and spec.finetune is None:
         found.append(f"{spec.steps} steps without `finetune` between them: little else than one")
     elif spec.finetune is not None and spec.steps > spec.finetune.epochs:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from app.domain.records import Dataset, Tensor, Version, parse_ref
-from app.domain.specs import Spec
+from app.domain.specs import Spec, TrainSpec
 from app.errors import Problem, Unprocessable
 from app.storage.catalog import Catalog
 
@@ -35,6 +35,10 @@ def check(spec: Spec, version: Version | None, dataset: Dataset | None, catalog:
             raise _refused(place, f"the teacher {teacher.ref} does not fit {version.ref}: {found}")
         if _alpha(stored, place) == 0:
             warnings.append(f"{teacher.ref} teaches nothing: `alpha` is 0")
+    if isinstance(spec, TrainSpec) and spec.teacher is None:
+        said = {n: getattr(spec, n) for n in ("temperature", "alpha") if n in spec.model_fields_set}
+        idle = [n for n, value in said.items() if value != TrainSpec.model_fields[n].default]
+        warnings += [f"`{name}` plays no part without a `teacher`" for name in idle]
     return warnings
 
 
