@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 from rq import Queue
-from rq.worker import SpawnWorker
+from rq.worker import DequeueStrategy, SpawnWorker
 
 from app.errors import NotFound, Problem
 from app.queue import Queue as Deliveries
@@ -83,7 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
         maintenance_interval=3600,
         log_job_description=False,
     )
-    worker.work(logging_level=None)
+    # In turn: a search on one queue must not keep the other waiting for as long as it runs.
+    worker.work(logging_level=None, dequeue_strategy=DequeueStrategy.ROUND_ROBIN)
     return 0
 
 

@@ -138,7 +138,7 @@ def _wait_for_redis(url: str, settings: Settings, stopping: threading.Event) -> 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="enginesmith worker", description="Runs jobs.")
     parser.add_argument("--data", type=Path, help="the data folder of an enginesmith serve on this machine")
-    parser.add_argument("--queues", default=",".join(NAMES), help="which jobs to take, most wanted first: gpu, cpu")
+    parser.add_argument("--queues", default=",".join(NAMES), help="which jobs to take: gpu, cpu, or both, in turn")
     parser.add_argument("--count", type=int, default=1, help="how many jobs at a time")
     given = parser.parse_args(arguments)
     queues = tuple(q.strip() for q in given.queues.split(","))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from app.api.checking import compressing, fitting, optimizing, quantizing, searching, teaching
@@ -49,7 +51,7 @@ def resolve(spec: Spec, catalog: Catalog) -> Resolved:
         )
     if isinstance(spec, SearchSpec):
         return _resolve_search(spec, catalog)
-    version = _pick(spec.model, spec.needs, catalog, spec.model_dump()["kind"])
+    version = _pick(spec.model, spec.needs, catalog, spec.model_dump()["kind"], suits=partial(_suits, spec))
     dataset = _dataset(spec.dataset, catalog) if spec.dataset else None
     stored = teaching.exact(spec.model_dump(mode="json"), catalog)
     if dataset is not None:
@@ -57,7 +59,7 @@ def resolve(spec: Spec, catalog: Catalog) -> Resolved:
     if isinstance(spec, PruneSpec | ShareSpec) and spec.layers:
         _check_layers(spec.layers, version)
     if isinstance(spec, EvaluateSpec) and spec.baseline:
-        baseline = _pick(spec.baseline, "any", catalog, "evaluate", field="baseline")
+        baseline = _pick(spec.baseline, "any", catalog, "evaluate")
         stored["baseline"] = baseline.ref
         if dataset is not None:
             fitting.check(baseline, dataset)
@@ -86,7 +88,8 @@ def _resolve_search(spec: SearchSpec, catalog: Catalog) -> Resolved:
         warnings = tuple(searching.check(spec, None, dataset, catalog))
         return Resolved(spec.model_dump(mode="json"), None, dataset.ref, choose_queue(spec, workers), warnings)
     first = searching.first_kind(spec)
-    version = _pick(str(spec.model), MENU[first].needs, catalog, f"a search whose chain begins with {first}")
+    told = f"a search whose chain begins with {first}"
+    version = _pick(str(spec.model), MENU[first].needs, catalog, told, suits=partial(_suits, spec))
     fitting.check(version, dataset)
     warnings = _warnings(spec, version, dataset, catalog)
     links = searching.links_of(spec)
@@ -141,7 +144,18 @@ def usable(version: Version, needs: str) -> bool:
     return version.format in CONVERTIBLE if needs == "convertible" else True
 
 
-def _pick(ref: str, needs: str, catalog: Catalog, kind: str, field: str = "model") -> Version:
+def _suits(spec: Spec, version: Version) -> bool:
+    """Whether a job can use a version that its kind could start from: of several, the newest such one is meant."""
+    quantized = bool(version.details.get("quantized"))
+    if isinstance(spec, ConvertSpec):
+        return quantized == (spec.precision == "int8")
+    return not (quantized and isinstance(spec, QuantizeSpec | OptimizeSpec | SearchSpec))
+
+
+def _pick(
+    ref: str, needs: str, catalog: Catalog, kind: str, *, suits: Callable[[Version], bool] = lambda version: True
+) -> Version:
+    """A version by its ref; by a name the newest that can be used, rather one that `suits`."""
     name, number = parse_ref(ref)
     if number is not None:
         version = catalog.version(name, number)
@@ -149,10 +163,10 @@ def _pick(ref: str, needs: str, catalog: Catalog, kind: str, field: str = "model
             raise _unusable(version, needs, kind)
         return version
     versions = catalog.versions(name)
-    found = next((v for v in reversed(versions) if usable(v, needs)), None)
-    if found is None:
+    found = [version for version in reversed(versions) if usable(version, needs)]
+    if not found:
         raise _unusable(versions[-1], needs, kind)
-    return found
+    return next(filter(suits, found), found[0])
 
 
 def _unusable(version: Version, needs: str, kind: str) -> Problem:

@@ -27,7 +27,12 @@ _ELSEWHERE = frozenset(
     )
 )
 MOST_NODES = 300
-_TITLES = {"table": "Everything that was tried", "front": "The front, on the test split", "cv_results": "Candidates"}
+_TITLES = {
+    "table": "Everything that was tried",
+    "front": "The front, on the test split",
+    "beside": "Judged beside it",
+    "cv_results": "Candidates",
+}
 
 
 def facts(job: Told) -> str:

@@ -126,6 +126,27 @@ async def test_hints_tell_what_to_do(refusing: tuple[httpx.AsyncClient, Catalog]
     )
 
 
+@pytest.mark.parametrize(
+    ("spec", "meant"),
+    [
+        ({"kind": "convert", "target": "openvino"}, "mixed@1"),
+        ({"kind": "convert", "target": "openvino", "precision": "int8"}, "mixed@2"),
+        ({"kind": "quantize", "target": "openvino", "dataset": "set"}, "mixed@1"),
+        ({"kind": "optimize", "dataset": "set"}, "mixed@1"),
+        ({"kind": "evaluate", "dataset": "set"}, "mixed@2"),
+    ],
+)
+async def test_a_name_means_the_newest_version_that_the_job_can_use(
+    refusing: tuple[httpx.AsyncClient, Catalog], make_version: Any, spec: dict[str, Any], meant: str
+) -> None:
+    make_version("mixed", format="onnx", trainable=False)
+    details = {"quantized": {"target": "openvino"}}
+    make_version("mixed", format="onnx", trainable=False, parent="mixed@1", details=details)
+    answer = await refusing[0].post("/v1/jobs", json=spec | {"model": "mixed"})
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["model"] == meant
+
+
 async def test_dynamic_and_fixed_shapes(client: httpx.AsyncClient, make_version: Any) -> None:
     def signature(shape: tuple[int, ...], batch_axis: int | None = 0) -> dict[str, Any]:
         return Signature(inputs=(Tensor(name="x", shape=shape, batch_axis=batch_axis),)).model_dump()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from app.domain.specs import Training
 from app.errors import Unprocessable
 from workers.nn.data import Data
+from workers.nn.finetune import bounded
 from workers.nn.fit import fit
 from workers.nn.predict import eager
 from workers.nn.quality import answers
@@ -142,3 +143,18 @@ def test_a_view_that_forbids_channels_last_leaves_nothing_in_the_log(
     done = fit(fx.symbolic_trace(Viewed()), bands, Training(epochs=1, batch_size=16), listener)
     assert done.epochs == 1
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_steps_of_a_bounded_training_are_no_longer_than_that(bands: Data, listener: Listener) -> None:
+    module = network()
+    before = torch.cat([p.detach().flatten().clone() for p in module.parameters()])
+    plan = Training(epochs=1, batch_size=len(bands.train), lr=1.0, momentum=0, schedule="constant", clip_norm=0.01)
+    fit(module, bands, plan, listener)
+    moved = torch.cat([p.detach().flatten() for p in module.parameters()]) - before
+    assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_what_lost_weights_or_is_taught_learns_in_bounded_steps(bands: Data) -> None:
+    assert bounded(Training(), bands).clip_norm == 1.0
+    assert bounded(Training(clip_norm=5.0), bands).clip_norm == 5.0
+    assert bounded(Training(loss="mse"), bands).clip_norm is None

@@ -163,4 +163,7 @@ def test_evaluate_any_format_against_a_baseline(ready) -> None:
     assert found["difference"]["low"] <= 0 <= found["difference"]["high"]
     assert [t["batch"] for t in found["latency"]] == [1, 8]
     assert "McNemar" in found["difference"]["method"]
-    assert "1" in found["speedup"]
+    spread = found["speedup_spread"]["8"]
+    assert set(found["speedup"]) == {"1", "8"}
+    assert spread["low"] <= found["speedup"]["8"] == spread["ratio"] <= spread["high"]
+    assert spread["rounds"] > 1

@@ -2,10 +2,11 @@
 
 import pytest
 
+from app.domain.records import Job, Result, now
 from app.domain.specs import OptimizeSpec
 from workers.optimizing import verdicts
 from workers.optimizing.designs import Design
-from workers.optimizing.front import Candidate, pareto, proven, sequence
+from workers.optimizing.front import Candidate, pareto, proven, sequence, undominated
 from workers.optimizing.proposals import AMOUNTS, Room, Tried, propose
 from workers.optimizing.race import Race
 from workers.optimizing.told import _notes
@@ -21,6 +22,36 @@ def candidates(*pairs: tuple[float, float]) -> list[Candidate]:
 def test_the_front_is_what_nothing_beats() -> None:
     found = pareto(candidates((0.9, 1.0), (0.8, 2.0), (0.85, 1.5), (0.7, 1.9), (0.9, 0.9), (0.5, 4.0)))
     assert [c.name for c in found] == ["c0", "c2", "c1", "c5"]
+
+
+def test_what_another_equals_or_beats_in_all_is_dominated() -> None:
+    figures = {
+        "a": (0.9, 1.0, -10),
+        "b": (0.9, 2.0, -10),
+        "c": (0.8, 3.0, -10),
+        "d": (0.8, 1.0, -5),
+        "e": (0.9, 2.0, -10),
+    }
+    assert undominated(figures) == ["b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize(("qualities", "chosen"), [((0.9, 0.9), "plain-x-int8"), ((0.9, 0.91), "tuned-x-int8")])
+def test_between_two_engines_of_one_graph_speed_does_not_choose(qualities: tuple[float, ...], chosen: str) -> None:
+    names = ("plain-x-fp32", "plain-x-int8", "tuned-x-fp32", "tuned-x-int8")
+    plain, tuned = ({n: Design("x", n[-4:]) for n in names if n.startswith(kind)} for kind in ("plain", "tuned"))
+    measured = dict(zip(names, ((0.9, None), (qualities[0], 2.0), (0.9, 1.1), (qualities[1], 2.3)), strict=True))
+    trials = {
+        name: Job(
+            id=name, kind="trial", spec={}, status="succeeded", created_at=now(),
+            result=Result(report={"kept": "k", "values": {"quality": quality, "bytes": 9.0}
+                                  | ({"speedup": speedup} if speedup else {})}),
+        )
+        for name, (quality, speedup) in measured.items()
+    }  # fmt: skip
+    found = {c.name: c for c in Race(SPEC, "net@1", "data@1", plain, tuned, ROOM, {}, trials).candidates()}
+    assert found["plain-x-int8"].gain == found["tuned-x-int8"].gain == 2.0
+    assert chosen in [c.name for c in pareto(list(found.values()))]
+    assert len({"plain-x-int8", "tuned-x-int8"} & {c.name for c in pareto(list(found.values()))}) == 1
 
 
 def test_verdicts_are_asked_for_in_the_order_of_accuracy() -> None:

@@ -17,6 +17,16 @@ class Candidate:
     name: str
     quality: float
     gain: float
+    bytes: float = 0.0
+
+
+def undominated(figures: Mapping[str, Sequence[float]]) -> list[str]:
+    """Those that no other one equals or beats in every figure and beats in one; more is better in each."""
+
+    def beats(one: Sequence[float], other: Sequence[float]) -> bool:
+        return all(a >= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+
+    return [name for name, own in figures.items() if not any(beats(other, own) for other in figures.values())]
 
 
 def pareto(candidates: Collection[Candidate]) -> list[Candidate]:

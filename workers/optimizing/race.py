@@ -75,12 +75,17 @@ class Race:
         return max(known) - self.spec.max_accuracy_drop
 
     def candidates(self) -> list[Candidate]:
-        """Every trial that gave a version, with what it gained."""
+        """Every trial that gave a version, with what it gained. A plain engine and the fine-tuned one of its precision
+        are one graph: both gain what the slower of the two was measured to gain, or noise would choose between them."""
+        gains = {name: self.gain(name) for name in (*self.plain, *self.tuned, *self.explored)}
+        for plain, tuned in zip(self.plain, self.tuned, strict=False):
+            both = [gain for gain in (gains[plain], gains[tuned]) if gain is not None]
+            gains |= {name: min(both) for name in (plain, tuned) if gains[name] is not None}
         found = []
-        for name in (*self.plain, *self.tuned, *self.explored):
-            report, quality, gain = self.report(name), self.quality(name), self.gain(name)
+        for name, gain in gains.items():
+            report, quality = self.report(name), self.quality(name)
             if report and report.get("kept") and quality is not None and gain is not None:
-                found.append(Candidate(name, quality, gain))
+                found.append(Candidate(name, quality, gain, _value(report, "bytes") or 0.0))
         return found
 
     def next_trials(self) -> dict[str, dict[str, Any]]:

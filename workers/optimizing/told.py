@@ -7,6 +7,7 @@ from typing import Any
 
 from app.domain.records import Job, Version
 from workers.nn.verdict import fewest_rows
+from workers.optimizing import verdicts
 from workers.optimizing.race import Race
 from workers.optimizing.verdicts import Choice
 
@@ -22,6 +23,11 @@ def told(
     """versions: what was published, by the name of the candidate. tried: the trial of the settings, which has ended."""
     rows, won = judged["candidates"], judged["candidates"][best]
     settings = tried.result.report["settings"] if tried.status == "succeeded" and tried.result else None
+    front = verdicts.front_of(race, judged, best)
+    shown = {
+        name: {"name": name, "design": race.design_told(name), "model": version.ref, **_judged(rows[name])}
+        for name, version in versions.items()
+    }
     spec = race.spec
     return {
         "objective": spec.objective,
@@ -35,10 +41,8 @@ def told(
         },
         "baselines": {name: _judged(row) for name, row in judged["baselines"].items()},
         "better_baseline": judged["better_baseline"],
-        "front": [
-            {"name": name, "design": race.design_told(name), "model": version.ref, **_judged(rows[name])}
-            for name, version in versions.items()
-        ],
+        "front": [shown[name] for name in shown if name in front],
+        "beside": [shown[name] for name in shown if name not in front],
         "sequence": list(choice.order),
         "table": [_row(race, name) for name in race.trials],
         "recipe": versions[best].details.get("recipe"),
@@ -96,8 +100,10 @@ def _notes(race: Race, choice: Choice, judged: Mapping[str, Any], best: str) -> 
     rows = quality.get("n") if quality.get("name") == "accuracy" else None
     fewest = fewest_rows(race.spec.max_accuracy_drop, race.spec.confidence)
     if rows and (fewest is None or rows < fewest):
-        asked = f"{fewest} rows are" if fewest else "no number of rows is"
-        notes.append(f"The test split has {rows} rows: {asked} enough to accept a loss of nothing at all here.")
+        asked = f"it takes {fewest}" if fewest else "no number is enough"
+        notes.append(
+            f"The test split has {rows} rows; to accept a version that never disagrees with its baseline {asked}."
+        )
     if not race.tuned:
         notes.append("The model cannot be trained here: only precisions and quantization were raced.")
     for at in won.get("latency") or ():

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.domain.records import Made, Version
 from workers.context import Context
-from workers.optimizing.front import pareto, proven, sequence
+from workers.optimizing.front import pareto, proven, sequence, undominated
 from workers.optimizing.race import Race
 from workers.trials import kept
 
@@ -28,11 +28,13 @@ class Choice:
 
 
 def choose(race: Race) -> Choice:
-    """The sequence, the plain engine, and the next members of the front beyond the bound."""
-    front = pareto(race.candidates())
+    """The sequence; beside it the plain engine, the smallest that holds the bound, and what is next beyond it."""
+    candidates = race.candidates()
+    front = pareto(candidates)
     order = sequence(front, race.least)
+    smallest = sorted((c for c in candidates if c.quality >= race.least), key=lambda c: (c.bytes, -c.quality))[:1]
     beyond = [c for c in front if c.quality < race.least][:BEYOND]
-    return Choice(tuple(c.name for c in order), (race.base, *(c.name for c in beyond)))
+    return Choice(tuple(c.name for c in order), (race.base, *(c.name for c in (*smallest, *beyond))))
 
 
 def judge_spec(race: Race, choice: Choice) -> dict[str, Any]:
@@ -72,13 +74,24 @@ def winner(race: Race, choice: Choice, judged: Mapping[str, Any]) -> str:
     return open_ones[-1] if open_ones else str(better)
 
 
+def front_of(race: Race, judged: Mapping[str, Any], best: str) -> list[str]:
+    """Of those that were judged, those that no other one beats in accuracy, speed and size together; and the winner."""
+    rows = {name: row for name, row in judged["candidates"].items() if row.get("quality")}
+    figures = {name: (row["quality"]["value"], _speed(race, row), -float(row["bytes"])) for name, row in rows.items()}
+    return [name for name in rows if name in {best, *undominated(figures)}]
+
+
+def _speed(race: Race, row: Mapping[str, Any]) -> float:
+    speedups = row["speedup"]
+    return float((speedups.get(str(race.batch)) or next(iter(speedups.values())))["ratio"])
+
+
 def _gain(race: Race, judged: Mapping[str, Any], name: str) -> float:
     """As the judge measured it, all in one run."""
     rows = judged["candidates"]
     if race.spec.objective == "size":
         return float(rows[race.base]["bytes"]) / float(rows[name]["bytes"])
-    speedups = rows[name]["speedup"]
-    return float((speedups.get(str(race.batch)) or next(iter(speedups.values())))["ratio"])
+    return _speed(race, rows[name])
 
 
 def publish(race: Race, name: str, judged: Mapping[str, Any], ctx: Context) -> Version:
