@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from app.domain.compression import DRY_RUN
 from app.domain.spec import ModelSpec, Need, Ref, Spec, Target, Training
@@ -50,6 +50,11 @@ class Aim(Spec):
 
 
 Choices = Annotated[list[Any], Field(min_length=1, max_length=10_000)]
+# Told apart before either is looked at: what is wrong is then said of what was meant.
+Dimension = Annotated[
+    Annotated[Choices, Tag("choices")] | Annotated[Range, Tag("range")],
+    Discriminator(lambda given: "range" if isinstance(given, dict | Range) else "choices"),
+]
 
 
 class SearchSpec(Spec):
@@ -69,7 +74,7 @@ class SearchSpec(Spec):
     estimator: str | None = Field(None, description="of scikit-learn: random_forest, …; see GET /v1/jobs/kinds")
     params: dict[str, Any] = Field({}, description="of the estimator: those that are not searched")
     cv: int = Field(3, ge=2, le=50, description="folds of the training split, as scikit-learn makes them")
-    space: dict[str, Choices | Range] = Field(
+    space: dict[str, Dimension] = Field(
         min_length=1,
         max_length=100,
         description="`train.lr`, or `1.train.lr` when a kind repeats; of an estimator plain names. "

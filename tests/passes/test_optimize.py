@@ -158,6 +158,10 @@ def test_a_dry_run_tells_and_does_nothing(ready: Bench) -> None:
     assert report["designs"] == 5
     assert report["estimate_s"] > 0
     assert report["parameters"]["before"] == 21840
+    for passes in (["prune"], ["share"], ["quantize"]):
+        report = optimize(ready, dry_run=True, trials=5, passes=passes).report
+        assert "conv1" in report["layers"]
+        assert (report["parameters"]["after"] < 21840) == (passes != ["quantize"])
     assert len(ready.catalog.versions("net")) == 1
 
 

@@ -9,7 +9,7 @@ from app.domain.specs import OptimizeSpec, Training
 from workers.context import Context
 from workers.nn.verdict import fewest_rows
 from workers.optimizing.designs import training_of
-from workers.optimizing.race import race_of
+from workers.optimizing.race import Race, race_of
 from workers.passes import Outcome, apply
 
 ENGINE_S, JUDGE_S = 5.0, 15.0  # to build and measure an engine; to measure those that were chosen
@@ -35,11 +35,12 @@ def dry_run(spec: OptimizeSpec, version: Version, ctx: Context) -> Outcome:
     engines = len(race.plain) + len(race.tuned) + report["designs"]
     report["training_s"] = round(training_s, 1)
     report["estimate_s"] = round((trainings * training_s + engines * ENGINE_S + JUDGE_S) / spec.parallel, 1)
-    if "prune" in race.room.compress:
-        halved = apply_dry("prune", version, ctx)
+    if (example := _example(spec, race)) is not None:
+        told, fields = example
+        looked = apply_dry(fields, version, ctx)
         for key in ("layers", "parameters", "macs"):
-            report[key] = halved.get(key, report[key])
-        report["notes"].append("Parameters and multiply-adds after: with half of the channels gone, as an example.")
+            report[key] = looked.get(key, report[key])
+        report["notes"].append(f"Layers, and parameters and multiply-adds after: {told}, as an example.")
     fewest = fewest_rows(spec.max_accuracy_drop, spec.confidence)
     if dataset.classes is not None and (fewest is None or rows["test"].rows < fewest):
         asked = f"{fewest} are needed" if fewest else "no number is enough"
@@ -52,12 +53,23 @@ def dry_run(spec: OptimizeSpec, version: Version, ctx: Context) -> Outcome:
     return Outcome(None, {}, report)
 
 
-def apply_dry(kind: str, version: Version, ctx: Context) -> dict[str, Any]:
+def _example(spec: OptimizeSpec, race: Race) -> tuple[str, dict[str, Any]] | None:
+    """One of the things that would be tried, in words and as fields of its spec."""
+    if "prune" in race.room.compress:
+        return "with half of the channels gone", {"kind": "prune", "method": "channel", "amount": 0.5}
+    if "share" in race.room.compress:
+        return "with convolutions in two groups", {"kind": "share", "method": "grouped_conv", "groups": 2}
+    if "quantize" in spec.passes:
+        return "in int8", {"kind": "quantize", "target": spec.targets[0], "dataset": spec.dataset}
+    return None
+
+
+def apply_dry(fields: dict[str, Any], version: Version, ctx: Context) -> dict[str, Any]:
     """The dry run of a pass on the same version."""
     from app.domain import specs
 
-    spec = specs.parse({"kind": kind, "model": version.ref, "method": "channel", "amount": 0.5, "dry_run": True})
-    outcome = apply(spec, ctx.staged(kind))
+    spec = specs.parse({"model": version.ref, "dry_run": True} | fields)
+    outcome = apply(spec, ctx.staged(str(fields["kind"])))
     assert isinstance(outcome, Outcome)
     return outcome.report
 

@@ -155,9 +155,14 @@ def _pareto(race: Race, judged: Mapping[str, Any], best: str) -> dict[str, Any]:
     label = "bytes" if size else f"ms at batch {race.batch}"
     return {
         "title": "Accuracy against " + ("size" if size else "latency"), "kind": "points",
-        "x": {"label": label, "log": True}, "y": {"label": "accuracy"}, "series": series,
+        "x": {"label": label, "log": True}, "y": {"label": _figure(judged)}, "series": series,
         "note": "The bars are intervals of the accuracy on the test split.",
     }  # fmt: skip
+
+
+def _figure(judged: Mapping[str, Any]) -> str:
+    """What quality is called: accuracy, or r2."""
+    return next((str(row["quality"]["name"]) for row in judged["candidates"].values() if row.get("quality")), "quality")
 
 
 def _at(row: Mapping[str, Any], batch: int) -> float | None:

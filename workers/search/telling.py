@@ -25,7 +25,7 @@ _STATES = {
     TrialState.RUNNING: "running", TrialState.WAITING: "waiting",
 }  # fmt: skip
 # Fewer say nothing of what mattered; the time that it takes grows with the square of their number.
-_FOR_IMPORTANCE, _MOST_FOR_IMPORTANCE = 5, 400
+_FOR_IMPORTANCE, _MOST_FOR_IMPORTANCE = 4, 400
 # Choices that fANOVA takes one by one: the time that it takes doubles with each.
 _ONE_BY_ONE = 8
 
@@ -190,10 +190,18 @@ def report(
         "test": judged.get("quality"),
     }
     notes = [judged["note"]] if judged.get("note") else []
-    return common(plan, trials, history, ctx) | {
+    notes += _notes(plan, history)
+    found = common(plan, trials, history, ctx)
+    if None in found["importances"].values():
+        notes.append(
+            f"No importances: they take {_FOR_IMPORTANCE} finished trials at least, between which something differs."
+        )
+    return found | {
         "best": winner,
+        "best_params": winner["params"],
+        "best_score": best.values[0],
         "quality": judged.get("quality"),
-        "notes": notes + _notes(plan, history),
+        "notes": notes,
     }
 
 
