@@ -96,7 +96,7 @@ def optimize(
 def replay(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="the version whose recipe it is: name@5")],
-    on: Annotated[str, typer.Option(help="another checkpoint of the same architecture: name, or name@1")],
+    on: Annotated[str, typer.Option(help="another checkpoint of the same architecture: name@1, or a name: its newest")],
     dataset: DatasetOption = None,
 ) -> None:
     """Does what made a version again, to another checkpoint of the same architecture."""

@@ -63,14 +63,14 @@ def plan(site: Site, how: Literal["energy", "vbmf"], energy: float) -> Plan:
     return Plan((rank_in, rank_out), (taken, out), (site.macs, after), (before, weights), noise or noise_in)
 
 
-def low_rank(layer: nn.Module, rank: tuple[int, int], *, empty: bool = False) -> tuple[Parts, float]:
+def low_rank(layer: nn.Module, rank: tuple[int, int], *, empty: bool = False) -> tuple[Parts, float | None]:
     """The factors of a plan's ranks, and the share of the weights' norm that they keep. empty: of the right shapes
-    alone, for a look at what they would cost."""
+    alone, for a look at what they would cost; what they would keep is not known then."""
     kernel = _kernel(layer)
     out, taken = kernel.shape[:2]
     parts = _shells(layer, rank, kernel[0, 0].size == 1)
     if empty:
-        return parts, 1.0
+        return parts, None
     total = max(float(np.linalg.norm(kernel)), 1e-300)
     if kernel[0, 0].size == 1:
         left, values, right = np.linalg.svd(kernel.reshape(out, taken), full_matrices=False)
@@ -87,7 +87,7 @@ def low_rank(layer: nn.Module, rank: tuple[int, int], *, empty: bool = False) ->
     return parts, min(1.0, kept)
 
 
-def separable(layer: nn.Module, *, empty: bool = False) -> tuple[Parts, float]:
+def separable(layer: nn.Module) -> tuple[Parts, float]:
     """A dense convolution as depthwise and pointwise ones, and the share of the weights' norm that they keep."""
     assert isinstance(layer, conv._ConvNd)
     kind: Any = type(layer)
@@ -96,8 +96,6 @@ def separable(layer: nn.Module, *, empty: bool = False) -> tuple[Parts, float]:
                      layer.dilation, groups=layer.in_channels, bias=False, padding_mode=layer.padding_mode)  # fmt: skip
     point: Any = kind(layer.in_channels, layer.out_channels, 1, bias=bias)
     parts: Parts = {"depthwise": deep.to(layer.weight), "pointwise": point.to(layer.weight)}
-    if empty:
-        return parts, 1.0
     kernels = layer.weight.detach().double().flatten(2).transpose(0, 1)  # (in, out, positions)
     # The leading right singular vector, from the small Gram matrix of every input channel.
     _, vectors = torch.linalg.eigh(kernels.transpose(1, 2) @ kernels)

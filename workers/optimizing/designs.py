@@ -34,11 +34,12 @@ class Design:
         return self.tuned or self.prune is not None or self.share is not None
 
     def told(self) -> str:
-        """In words: `channels -50 % · int8 · openvino`."""
+        """In words: `up to 50 % of the channels less, per layer · int8 · openvino`. Fewer go where a layer's number is
+        rounded."""
         parts = ["fine-tuned"] if self.tuned else []
         if self.prune is not None:
             how = "globally" if self.prune.get("scope") == "global" else "per layer"
-            parts.append(f"channels -{100 * float(self.prune['amount']):.0f} % {how}")
+            parts.append(f"up to {100 * float(self.prune['amount']):.0f} % of the channels less, {how}")
         if self.share is not None:
             groups = f" in {self.share['groups']} groups" if "groups" in self.share else ""
             parts.append(f"{str(self.share['method']).replace('_', ' ')}{groups}")

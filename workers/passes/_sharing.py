@@ -136,9 +136,7 @@ def depthwise_separable(spec: ShareSpec, net: Net, dry: bool, masked: bool) -> M
             left[name] = _costs(plan)
         else:
             plans[name] = plan
-    return _exchanged(
-        spec, graph, found, left, plans, lambda layer, plan: factors.separable(layer, empty=dry), "pointwise", dry
-    )
+    return _exchanged(spec, graph, found, left, plans, lambda layer, plan: factors.separable(layer), "pointwise", dry)
 
 
 def low_rank(spec: ShareSpec, net: Net, dry: bool, masked: bool) -> Made:
@@ -223,7 +221,7 @@ def _exchanged(
     found: dict[str, Site],
     left: dict[str, str],
     plans: dict[str, factors.Plan],
-    factor: Callable[[nn.Module, factors.Plan], tuple[factors.Parts, float]],
+    factor: Callable[[nn.Module, factors.Plan], tuple[factors.Parts, float | None]],
     last: str,
     dry: bool,
 ) -> Made:
@@ -235,17 +233,20 @@ def _exchanged(
         parts, share = factor(found[name].layer, plan)
         exchange(module, name, parts)
         row: Row = {"rank": list(plan.rank), "of": list(plan.of)} if spec.method == "low_rank" else {}
-        row |= {"parameters": _change(plan.weights), "macs": _change(plan.macs), "kept_norm": share}
+        row |= {"parameters": _change(plan.weights), "macs": _change(plan.macs)}
+        if share is not None:
+            row["kept_norm"] = share
         if plan.noise:
             row["note"] = "VBMF finds nothing but noise in its weights: rank 1 is what is left of it"
         made.layers[name] = row
         if found[name].calls == 1:
             made.pairs.append(Pair(f"{name}.{last}", name, found[name].norm))
         size = float(weight_of(found[name].layer).detach().double().square().sum())
-        energy, kept = energy + size, kept + size * share**2
+        energy, kept = energy + size, kept + size * (share or 0.0) ** 2
     module.graph.lint()
     module.recompile()
-    made.total["kept_norm"] = float(np.sqrt(kept / (energy or 1.0)))
+    if all("kept_norm" in row for row in made.layers.values()):
+        made.total["kept_norm"] = float(np.sqrt(kept / (energy or 1.0)))
     return made
 
 

@@ -11,6 +11,8 @@ from app.domain.specs import EvaluateSpec, OptimizeSpec
 from app.errors import Conflict, Unprocessable
 from app.storage.catalog import Catalog
 
+UNUSUAL = 0.5
+
 
 def check(
     spec: OptimizeSpec | EvaluateSpec, version: Version | None, dataset: Dataset | None, catalog: Catalog
@@ -27,11 +29,16 @@ def check(
                 code="already_quantized",
                 hint=f"optimize {version.parent or 'the version it was made from'} instead",
             )
+    warnings = []
+    if spec.max_accuracy_drop > UNUSUAL:
+        warnings.append(
+            f"`max_accuracy_drop` {spec.max_accuracy_drop:g} allows a loss of {100 * spec.max_accuracy_drop:g} points: "
+            "0.01 is one point"
+        )
     if dataset is None or (isinstance(spec, EvaluateSpec) and spec.baseline is None):
-        return []
+        return warnings
     split = dataset.splits["test"].rows
     rows = min(split, spec.samples or split) if isinstance(spec, EvaluateSpec) else split
-    warnings = []
     fewest = fewest_rows(spec.max_accuracy_drop, spec.confidence)
     if dataset.classes is not None and (fewest is None or rows < fewest):
         reach = 100 * 1 / (1 + rows / _z(spec.confidence) ** 2)
