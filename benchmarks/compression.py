@@ -19,7 +19,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -31,6 +31,7 @@ from app.domain.records import Version
 from benchmarks.compressing.rivals import rivals
 from benchmarks.compressing.tasks import Arrays, Task, tasks
 from demo.service import service
+from workers.context import Context
 from workers.trials.speed import race
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +92,7 @@ def raced(folder: Path) -> dict[str, Any]:
     contestants = {name: (Version.model_validate(row.pop("record")), folder / row["ref"]) for name, row in rows.items()}
     for threads in sorted({1, CORES}):
         torch.set_num_threads(threads)
-        timings = race(contestants, "plain fp32", batches, Alone(threads))  # type: ignore[arg-type]
+        timings = race(contestants, "plain fp32", batches, cast(Context, Alone(threads)))
         for batch, timed in zip(batches, timings, strict=True):
             for name, row in rows.items():
                 ms = timed.latencies[name].p50_ms

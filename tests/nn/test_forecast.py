@@ -16,5 +16,5 @@ def test_a_forecast_that_has_to_wait_for_measurements_makes_do_with_a_few_rows(
     monkeypatch.setattr(forecast, "SECONDS", 3600.0)  # however busy the host is
     monkeypatch.setattr(forecast, "STEPS", 1)
     counts: list[int] = []
-    assert forecast._seconds_a_row(counts.append, 16, listener, nullcontext()) >= 0  # type: ignore[arg-type]
+    assert forecast._seconds_a_row(counts.append, 16, listener, nullcontext()) >= 0
     assert counts == asked

@@ -43,9 +43,9 @@ def run(spec: EvaluateSpec, ctx: Context) -> Outcome:
     ctx.progress(0, None, phase="loading")
     version, folder = ctx.source()
     data = ctx.dataset()
-    other, other_folder = ctx.source(spec.baseline) if spec.baseline is not None else (None, folder)
+    other = ctx.source(spec.baseline) if spec.baseline is not None else None
     # Latency in the sandbox, with a process around it, would say nothing: then each is measured by itself.
-    in_turns = other is not None and "torchscript" not in (version.format, other.format)
+    in_turns = other is not None and "torchscript" not in (version.format, other[0].format)
     found, alone, rows = _ask(version, folder, data, spec, ctx, timed=not in_turns)
     measured = quality(found, data.ref, confidence=spec.confidence)
     evaluation: dict[str, Any] = {
@@ -58,16 +58,16 @@ def run(spec: EvaluateSpec, ctx: Context) -> Outcome:
         "of": len(data.test),
     }
     if other is not None:
-        theirs, they_alone, _ = _ask(other, other_folder, data, spec, ctx, timed=not in_turns)
+        theirs, they_alone, _ = _ask(*other, data, spec, ctx, timed=not in_turns)
         evaluation |= {
-            "baseline": other.ref,
+            "baseline": other[0].ref,
             "baseline_quality": quality(theirs, data.ref, confidence=spec.confidence).model_dump(mode="json"),
             "baseline_latency": _told(they_alone),
             "difference": (difference := paired(found, theirs, spec.confidence)),
             "speedup": {},
         }
         if in_turns:
-            evaluation |= _raced((version, folder), (other, other_folder), ctx)
+            evaluation |= _raced((version, folder), other, ctx)
         verdict = judge(difference, spec.max_accuracy_drop)
         evaluation |= {
             "verdict": verdict.verdict,

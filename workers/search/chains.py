@@ -24,7 +24,7 @@ def step(spec: SearchSpec, ctx: Context) -> Outcome | Waits:
     """Tells the study what has ended, asks it for more, or gives the answer. Raises Unprocessable where every trial
     failed."""
     plan = Plan.of(spec)
-    study = _open(plan, ctx)
+    study = studies.open_study(plan, ctx.catalog.redis, ctx.job.id, lambda failed: _tried_again(plan, failed, ctx))
     _tell_ended(plan, study, ctx)
     asked = _ask_more(plan, study, ctx)
     trials = study.get_trials(deepcopy=False)
@@ -54,15 +54,9 @@ def name_of(number: int) -> str:
     return f"{number:04d}"
 
 
-def _open(plan: Plan, ctx: Context) -> optuna.Study:
-    """The study. What had failed in it and was tried again, because the search was retried, is open again."""
-    study = studies.open_study(plan, ctx.catalog.redis, ctx.job.id)
-    trials = study.get_trials(deepcopy=False)
-    owners = studies.owners(plan, trials)
-    failed = {t.number: name_of(owners[t.number]) for t in trials if t.state == TrialState.FAIL}
-    jobs = ctx.trials(set(failed.values())) if failed else {}
-    again = [n for n, name in failed.items() if name in jobs and _is_open_again(plan, jobs[name])]
-    return studies.reopened(plan, ctx.catalog.redis, ctx.job.id, again) if again else study
+def _tried_again(plan: Plan, failed: set[int], ctx: Context) -> set[int]:
+    jobs = ctx.trials(map(name_of, failed))
+    return {n for n in failed if name_of(n) in jobs and _is_open_again(plan, jobs[name_of(n)])}
 
 
 def _is_open_again(plan: Plan, job: Job) -> bool:

@@ -108,7 +108,7 @@ def _frozen(study: optuna.Study, number: int) -> FrozenTrial:
 
 def _drawn(plan: Plan, jobs: Mapping[str, Job], ctx: Context) -> Waits | list[estimators.Result]:
     """One candidate a trial, drawn from what the others gave. A point drawn twice is tried once."""
-    study = _open(plan, jobs, ctx)
+    study = studies.open_study(plan, ctx.catalog.redis, ctx.job.id, lambda failed: _tried_again(failed, jobs))
     while True:
         trials = study.get_trials(deepcopy=False)
         owners = studies.owners(plan, trials)
@@ -138,14 +138,9 @@ def _drawn(plan: Plan, jobs: Mapping[str, Job], ctx: Context) -> Waits | list[es
     )
 
 
-def _open(plan: Plan, jobs: Mapping[str, Job], ctx: Context) -> optuna.Study:
-    """The study. What had failed in it and was tried again, because the search was retried, is open again."""
-    study = studies.open_study(plan, ctx.catalog.redis, ctx.job.id)
-    trials = study.get_trials(deepcopy=False)
-    owners = studies.owners(plan, trials)
-    failed = {t.number: jobs.get(f"c{owners[t.number]:04d}") for t in trials if t.state == TrialState.FAIL}
-    again = [n for n, job in failed.items() if job is not None and (not job.ended or _score(job) is not None)]
-    return studies.reopened(plan, ctx.catalog.redis, ctx.job.id, again) if again else study
+def _tried_again(failed: set[int], jobs: Mapping[str, Job]) -> set[int]:
+    found = {number: jobs.get(f"c{number:04d}") for number in failed}
+    return {n for n, job in found.items() if job is not None and (not job.ended or _score(job) is not None)}
 
 
 def _tell_rows(jobs: Mapping[str, Job], ctx: Context) -> None:

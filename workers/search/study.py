@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -106,9 +106,21 @@ class Plan:
         return {key: dimension.distribution() for key, dimension in self.dimensions.items()}
 
 
-def open_study(plan: Plan, redis: PatientRedis, id: str) -> optuna.Study:
-    """The study of a job, from its journal; made where there is none."""
-    return _study(plan, Journal(redis, study_of(id)), id)
+def open_study(
+    plan: Plan, redis: PatientRedis, id: str, tried_again: Callable[[set[int]], set[int]] = lambda failed: set()
+) -> optuna.Study:
+    """The study of a job, from its journal; made where there is none.
+
+    tried_again: which of the trials that had failed, by the numbers of their owners, were tried again since, because
+    the search was retried: they are open again.
+    """
+    study = _study(plan, Journal(redis, study_of(id)), id)
+    trials = study.get_trials(deepcopy=False)
+    owner_of = owners(plan, trials)
+    failed = {t.number: owner_of[t.number] for t in trials if t.state == TrialState.FAIL}
+    back = tried_again(set(failed.values())) if failed else set()
+    again = [number for number, owner in failed.items() if owner in back]
+    return reopened(plan, redis, id, again) if again else study
 
 
 def reopened(plan: Plan, redis: PatientRedis, id: str, numbers: Collection[int]) -> optuna.Study:

@@ -168,8 +168,8 @@ def _in_order(value: Any, of: BaseDistribution) -> tuple[Any, BaseDistribution]:
     """One of many choices as its place among them: numbers by size, others as they are listed."""
     if not isinstance(of, CategoricalDistribution) or len(of.choices) <= _ONE_BY_ONE:
         return value, of
-    numbers = all(isinstance(choice, int | float) for choice in of.choices)
-    ordered = sorted(of.choices) if numbers else list(of.choices)  # type: ignore[type-var]  # mypy knows no `all`
+    numbers = sorted(choice for choice in of.choices if isinstance(choice, int | float))
+    ordered: list[Any] = list(numbers) if len(numbers) == len(of.choices) else list(of.choices)
     return ordered.index(value), IntDistribution(0, len(ordered) - 1)
 
 
