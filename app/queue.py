@@ -19,6 +19,7 @@ from app.storage.redis import LOST, gone
 
 WORK = "workers.run.run"  # a dotted string: app never imports workers
 NAMES = ("gpu", "cpu")
+NO_ATTEMPT = 0  # attempts are counted from 1: one who is called has none of his own
 _TTL_S = 60  # RQ's own memory of a delivery, which nobody reads
 
 
@@ -37,15 +38,22 @@ class Queue:
 
     def enqueue(self, job: Job, *, front: bool = False) -> None:
         """front: before all others. Raises Unavailable; then the reaper enqueues the job when Redis is back."""
+        self._deliver(job, job.attempt, front)
+
+    def call(self, job: Job) -> None:
+        """Starts a further process for a job that is running, to take its trials as they come. Raises Unavailable."""
+        self._deliver(job, NO_ATTEMPT, False)
+
+    def _deliver(self, job: Job, attempt: int, front: bool) -> None:
         with _translated():
             rq.Queue(job.queue, connection=self.redis).enqueue_call(
                 WORK,
-                args=(job.id, job.attempt),
-                job_id=f"{job.id}--{job.attempt}-{uuid.uuid4().hex[:8]}",
+                args=(job.id, attempt),
+                job_id=f"{job.id}--{attempt}-{uuid.uuid4().hex[:8]}",
                 timeout=-1,
                 result_ttl=_TTL_S,
                 failure_ttl=_TTL_S,
-                description=f"{job.kind} {job.id} attempt {job.attempt}",
+                description=f"{job.kind} {job.id} attempt {attempt}",
                 at_front=front,
             )
 
@@ -64,7 +72,8 @@ class Queue:
         with _translated():
             held = rq.Queue(name, connection=self.redis)
             for id in held.get_job_ids():
-                if id.startswith(f"{parent}-") and self.redis.lrem(held.key, 1, id):
+                is_trial = id.startswith(f"{parent}-") and not id.startswith(f"{parent}--")
+                if is_trial and self.redis.lrem(held.key, 1, id):
                     with contextlib.suppress(NoSuchJobError):
                         Delivery.fetch(id, connection=self.redis).delete(remove_from_queue=False)
                     job, _, delivery = id.partition("--")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app import tracing
-from app.domain import specs
+from app.domain import specs, splits
 from app.domain.records import Job, Made, Result, Version, now, parse_ref
 from app.errors import InsufficientStorage, Internal, NotFound, Problem
 from app.queue import Queue, delivery
@@ -65,7 +65,7 @@ class Parts:
 def take_turn(parts: Parts, id: str, attempt: int, delivered: str | None = None) -> None:
     """Does what was delivered, and then what this process may as well do next: see `Turn`."""
     turn = Turn(parts.settings, parts.catalog, parts.queue, parts.process, delivered)
-    job = turn.begin(id, attempt)
+    job = turn.begin(id, attempt) or turn.help(id)
     while job is not None:
         done = run_one(job, parts, turn)
         job = turn.after(done) if done is not None else None
@@ -146,6 +146,8 @@ def _attempt(job: Job, parts: Parts, lease: Lease, turn: Turn) -> Job | None:
         return None
     if job.kind in WAITING_KINDS:
         stop_trials(catalog, parts.queue, job.id)
+        with contextlib.suppress(Problem):  # processes that were called for it, and did not come
+            parts.queue.cancel(ended)
     if not (ended.error and ended.error["retryable"]):
         _clear(parts.artifacts, job)
     return ended
@@ -208,6 +210,7 @@ def _work(job: Job, parts: Parts, report: Report, lease: Lease) -> tuple[Result,
     outcome = watched(spec, ctx, parts.apply) if job.kind == "trial" else parts.apply(spec, ctx)
     if isinstance(outcome, Waits):
         return outcome
+    told = outcome.report if job.kind == "trial" else _with_splits(outcome.report, job, catalog)
     done: dict[str, Any] = {"progress": {"done": 1, "total": 1, "unit": "", "eta_s": 0}}
     if job.kind in WAITING_KINDS:
         done = {}  # its steps have said how many trials there were
@@ -217,7 +220,9 @@ def _work(job: Job, parts: Parts, report: Report, lease: Lease) -> tuple[Result,
     if outcome.evaluation is not None and job.model:
         _keep_evaluation(artifacts, catalog, job, outcome.evaluation)
     if outcome.folder is None:
-        return Result(model=outcome.model or job.model, verdict=outcome.verdict, report=outcome.report), done
+        # What a dry run was asked about is its job's `model`; a result has none where nothing was made.
+        asked = None if getattr(spec, "dry_run", False) else job.model
+        return Result(model=outcome.model or asked, verdict=outcome.verdict, report=told), done
     ctx.progress(1, 1, phase="publishing")
     prefix = f"models/{name}/files/{job.id}-{job.attempt}"
     files, size = put_files(artifacts, outcome.folder, prefix)
@@ -232,7 +237,16 @@ def _work(job: Job, parts: Parts, report: Report, lease: Lease) -> tuple[Result,
     lease.settle()
     lease.check()
     version = publish_version(artifacts, catalog, draft)
-    return Result(model=version.ref, verdict=version.verdict, report=outcome.report), done
+    return Result(model=version.ref, verdict=version.verdict, report=told), done
+
+
+def _with_splits(report: dict[str, Any], job: Job, catalog: Catalog) -> dict[str, Any]:
+    """The report of a job that names a data set says which rows were trained with, chosen by and judged on."""
+    if job.dataset is None:
+        return report
+    with contextlib.suppress(NotFound):
+        return report | {"splits": splits.told(catalog.dataset(*parse_ref(job.dataset))) | report.get("splits", {})}
+    return report
 
 
 def _resolved(job: Job) -> dict[str, str]:

@@ -5,6 +5,7 @@ A process whose libraries are imported is worth keeping for trials that take les
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import time
@@ -13,13 +14,14 @@ from typing import Any
 from app import tracing
 from app.domain.records import Job, now
 from app.domain.specs import TrialSpec
-from app.errors import Internal, NotFound
+from app.errors import Internal, NotFound, Problem
 from app.memory import resident_bytes
 from app.queue import Queue
 from app.settings import MiB, Settings
 from app.storage.catalog import Catalog, Stale
 from app.trials import WAITING_KINDS, is_over, stop_trials
 from workers.lease import Ending
+from workers.trials import preload
 
 log = logging.getLogger("enginesmith.run")
 RESIDENT_MAX = 2048 * MiB  # a process that has grown beyond takes no further trial
@@ -50,13 +52,26 @@ class Turn:
             if job.parent and is_over(self._catalog, job.parent):
                 stop_trials(self._catalog, self._queue, job.parent)
                 return None
-            return self._catalog.moved(
+            job = self._catalog.moved(
                 id, was={"queued"}, to="running", attempt=attempt, lease_s=self._settings.lease_s, started_at=now(),
                 phase="starting",
             )  # fmt: skip
         except (Stale, NotFound) as gone:
             log.info("job %s, attempt %d: not started: %s", id, attempt, gone.detail)
             return None
+        if job.kind == "search":
+            self._call_others(job)
+        return job
+
+    def help(self, id: str) -> Job | None:
+        """A trial of a search that another process has begun: this one was called while that one still looked."""
+        with contextlib.suppress(NotFound):
+            job = self._catalog.brief(id)
+            if job.kind in WAITING_KINDS and job.status == "running" and self._goes_on():
+                if not (job.waiting or job.due):
+                    preload(job.spec)
+                return self._take(id, job.queue)
+        return None
 
     def start(self, parent: Job, trials: dict[str, dict[str, Any]]) -> None:
         """Adds and enqueues the trials that a step asks for, but keeps one from the queue that this process does next:
@@ -97,6 +112,15 @@ class Turn:
     def _goes_on(self) -> bool:
         young = time.monotonic() - self._began < self._settings.reuse_s
         return young and not self._process.asked and resident_bytes() < RESIDENT_MAX
+
+    def _call_others(self, job: Job) -> None:
+        """Processes take a while to start, and a first step to ask for trials: others may start meanwhile. One that
+        finds nothing to do ends; what nobody came for is taken off the queue with the job's end."""
+        serving = [w for w in self._catalog.live_workers() if job.queue in w.get("queues", ())]
+        others = min(sum(int(w.get("count", 1)) for w in serving), int(job.spec.get("parallel") or 1)) - 1
+        with contextlib.suppress(Problem):
+            for _ in range(others):
+                self._queue.call(job)
 
     def _take(self, family: str, queue: str) -> Job | None:
         """The next queued trial; waits a little while a step of another process is asking for some."""

@@ -13,14 +13,15 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.body import Json, checked, parse_json
-from app.api.examples import problems, upload_body
+from app.api.examples import headers, problems, upload_body
+from app.api.files import file_response
 from app.api.models import missing_part, unknown_part
 from app.api.paging import Cursor, Limit, page
 from app.api.told import dataset_json
 from app.api.uploads import MultipartBody, Part
 from app.deps import TheArtifacts, TheCatalog, TheSettings
 from app.domain.records import Dataset, now
-from app.errors import BadDataset, TooLarge
+from app.errors import BadDataset, NotFound, TooLarge
 from app.intake.child import read_dataset
 from app.intake.manifest import DatasetManifest
 from app.observe import UPLOADED
@@ -135,6 +136,44 @@ def _all_json(catalog: Catalog, name: str) -> dict[str, Any]:
 @router.get("/v1/datasets/{name}/versions/{version}", summary="One version", responses=problems(404, 422))
 def get_version(name: str, version: int, catalog: TheCatalog) -> Response:
     return Json(dataset_json(catalog.dataset(name, version)))
+
+
+@router.get(
+    "/v1/datasets/{name}/versions/{version}/files/{path:path}",
+    summary="Download a file of a data set; ranges work",
+    description="Arrays in NumPy's .npy. `splits` of the data set names them: of each split x and y, and in `index` "
+    "the numbers of its rows in those, where the split was cut off and not uploaded.",
+    response_class=Response,
+    responses={
+        200: {"description": "the file", "content": {"application/octet-stream": {}}},
+        206: {"description": "the range asked for", "content": {"application/octet-stream": {}}},
+        **problems(404, 416),
+    },
+    openapi_extra=headers("Range"),
+)
+async def download(
+    name: str, version: int, path: str, request: Request, catalog: TheCatalog, artifacts: TheArtifacts
+) -> Response:
+    found = await asyncio.to_thread(catalog.dataset, name, version)
+    if path not in found.files:
+        raise NotFound(
+            f"{found.ref} has no file {path[:200]!r}",
+            code="file_not_found",
+            hint=f"it has: {', '.join(sorted(found.files)[:20])}",
+        )
+    return await file_response(request, artifacts, f"{found.folder}/{path}", found.files[path])
+
+
+@router.head(
+    "/v1/datasets/{name}/versions/{version}/files/{path:path}",
+    summary="The same without its bytes",
+    response_class=Response,
+    responses=problems(404),
+)
+async def look_at_file(
+    name: str, version: int, path: str, request: Request, catalog: TheCatalog, artifacts: TheArtifacts
+) -> Response:
+    return await download(name, version, path, request, catalog, artifacts)
 
 
 @router.delete("/v1/datasets/{name}", status_code=204, summary="Delete every version", responses=problems(404))

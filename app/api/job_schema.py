@@ -60,6 +60,17 @@ FOUND: dict[str, Any] = {
         "difference": {"anyOf": [_DIFFERENCE, {"type": "null"}]},
         "max_accuracy_drop": {"type": ["number", "null"]},
         "samples_needed": {"type": ["integer", "null"], "description": "samples that would decide what is unproven"},
+        "verdict": {
+            "type": ["object", "null", "string"],
+            "description": "of evaluate with a baseline, quantize with a bound, and optimize: `verdict` (the word), "
+            "`told` (in words), `difference`, `max_accuracy_drop`, `samples_needed`, `against` (what it was compared "
+            "with), `split`. The word alone in reports of earlier releases",
+        },
+        "splits": {
+            "type": "object",
+            "description": "of the data set: `rows` of each split, `note`, and where splits were cut off `seed`, "
+            "`rule` and `index`, the paths of their row numbers",
+        },
         "dry_run": {"type": "boolean", "description": "nothing was changed: this is what would be"},
         "estimate_s": {"type": ["number", "null"], "description": "of a dry run: what the work would take, in seconds"},
     },

@@ -19,7 +19,7 @@ from app.storage.catalog import Catalog
 router = APIRouter(tags=["models"])
 _LONGEST = 1000  # versions in a chain
 
-_SCHEMA: dict[str, Any] = {
+RECIPE: dict[str, Any] = {
     "type": "object",
     "title": "Recipe",
     "required": ["model", "root", "architecture", "chain", "made", "complete", "missing"],
@@ -63,7 +63,7 @@ _EXAMPLE = {
     responses={
         200: {
             "description": "the recipe",
-            "content": {"application/json": {"schema": _SCHEMA, "example": _EXAMPLE}},
+            "content": {"application/json": {"schema": RECIPE, "example": _EXAMPLE}},
         },
         **problems(404, 422),
     },

@@ -76,8 +76,17 @@ class Quality(Record):
     confidence: float = 0.95
 
 
+class Histogram(Record):
+    """counts: of values in equally wide bins from `low` to `high`; those beyond `high` are in none."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
 class Latency(Record):
-    """Measured on the host named, after warm-up; milliseconds per run of `batch` rows."""
+    """Measured on the host named, after warm-up; milliseconds per run of `batch` rows. histogram: of the runs, up to
+    their 98th percentile; what was measured before there were any has none."""
 
     runtime: str
     batch: int
@@ -89,6 +98,7 @@ class Latency(Record):
     load_1m: float
     device: str
     throughput_rps: float
+    histogram: Histogram | None = None
 
 
 class Parity(Record):

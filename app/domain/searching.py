@@ -20,8 +20,6 @@ from app.errors import Unprocessable
 Direction = Literal["maximize", "minimize"]
 LARGEST_GRID = 100_000
 USUAL_TRIALS = 20
-# The kinds that make a version of a version; what convert makes nothing else starts from.
-LINKS = ("train", "prune", "share", "quantize", "convert")
 NOT_SEARCHED = frozenset({"kind", "model", "dataset", "dry_run"})
 DIRECTIONS: dict[str, Direction] = {
     "quality": "maximize", "accuracy": "maximize", "r2": "maximize", "loss": "minimize", "latency_ms": "minimize",

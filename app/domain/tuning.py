@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from app.domain.compression import DRY_RUN
 from app.domain.spec import ModelSpec, Need, Ref, Spec, Target, Training
 
 MANY_STEPS = 1e9
-Sampler = Literal["grid", "random", "tpe", "gp", "nsga2"]
+# The kinds that make a version of a version; what convert makes nothing else starts from.
+LINKS = ("train", "prune", "share", "quantize", "convert")
+# Other names that people give a sampler.
+_SAMPLERS = {"bayesian": "tpe", "bayes": "tpe"}
+
+
+def _sampler(said: Any) -> Any:
+    return _SAMPLERS.get(said, said) if isinstance(said, str) else said
+
+
+_named = BeforeValidator(_sampler)
+_SAMPLER_TOLD = "`bayesian` is understood as tpe"
+Sampler = Annotated[Literal["grid", "random", "tpe", "gp", "nsga2"], _named]
 
 
 class Range(Spec):
@@ -49,12 +62,46 @@ class Aim(Spec):
     direction: Literal["maximize", "minimize"] | None = None
 
 
+def _usual_form(given: Any) -> Any:
+    """What `choices` or `values` stands before is a list; `min` and `max` are bounds."""
+    if not isinstance(given, Mapping):
+        return given
+    for name in ("choices", "values"):
+        if set(given) in ({name}, {name, "type"}) and given.get("type", "categorical") == "categorical":
+            return given[name]
+    bounds = {"min": "low", "max": "high"}
+    if not set(bounds) & set(given) or set(bounds.values()) & set(given):
+        return given
+    return {bounds.get(name, name): value for name, value in given.items()}
+
+
 Choices = Annotated[list[Any], Field(min_length=1, max_length=10_000)]
 # Told apart before either is looked at: what is wrong is then said of what was meant.
 Dimension = Annotated[
     Annotated[Choices, Tag("choices")] | Annotated[Range, Tag("range")],
     Discriminator(lambda given: "range" if isinstance(given, dict | Range) else "choices"),
+    BeforeValidator(_usual_form),
 ]
+
+
+def chain_named_by(keys: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The chain whose links the keys of a space name: in the order in which they first appear, or by their numbers.
+    None where that is no chain: a key that names no link, or links of which some are numbered and others not."""
+    numbered: dict[int, str] = {}
+    plain: list[str] = []
+    for key in keys:
+        steps = str(key).split(".")
+        number = int(steps.pop(0)) if steps[0].isdecimal() and len(steps[0]) <= 4 else None
+        if len(steps) < 2 or steps[0] not in LINKS:
+            return None
+        if number is None:
+            plain.append(steps[0])
+        elif numbered.setdefault(number, steps[0]) != steps[0]:
+            return None
+    if numbered and (plain or set(numbered) != set(range(len(numbered)))):
+        return None
+    kinds = [numbered[n] for n in sorted(numbered)] or list(dict.fromkeys(plain))
+    return [{"kind": kind} for kind in kinds] or None
 
 
 class SearchSpec(Spec):
@@ -69,7 +116,8 @@ class SearchSpec(Spec):
         None,
         min_length=1,
         max_length=20,
-        description="specs without model and dataset, each working on what the one before gave",
+        description="specs without model and dataset, each working on what the one before gave. Left out, it is of the "
+        "kinds that the keys of `space` name, in their order, each with its defaults",
     )
     estimator: str | None = Field(None, description="of scikit-learn: random_forest, …; see GET /v1/jobs/kinds")
     params: dict[str, Any] = Field({}, description="of the estimator: those that are not searched")
@@ -78,9 +126,9 @@ class SearchSpec(Spec):
         min_length=1,
         max_length=100,
         description="`train.lr`, or `1.train.lr` when a kind repeats; of an estimator plain names. "
-        "A list of choices, or a range",
+        "A list of choices (or `choices` or `values` with one), or a range (`min` and `max` are understood, too)",
     )
-    sampler: Sampler = "tpe"
+    sampler: Sampler = Field("tpe", description=_SAMPLER_TOLD)
     trials: int | None = Field(
         None, ge=1, le=100_000, description="grid: all of the grid unless given, and never more; else 20"
     )
@@ -90,7 +138,8 @@ class SearchSpec(Spec):
         min_length=1,
         max_length=5,
         description="quality (accuracy or r2, on the validation split), loss, latency, throughput, parameters, macs, "
-        "size, sparsity; several give a Pareto front, and the first of them chooses from it",
+        "size, sparsity; several give a Pareto front, and the first of them chooses from it. `objective` with one is "
+        "understood, too",
     )
     pruner: Literal["none", "median", "asha", "hyperband", "halving"] = Field(
         "none",
@@ -99,11 +148,24 @@ class SearchSpec(Spec):
     )
     seed: int = Field(0, ge=0, le=2**31 - 1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        said = dict(given)
+        if "objectives" not in said and isinstance(said.get("objective"), str | Mapping):
+            said["objectives"] = [said.pop("objective")]
+        if said.get("chain") is None and said.get("estimator") is None and isinstance(said.get("space"), Mapping):
+            said["chain"] = chain_named_by(said["space"])
+        return said
+
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
         if (self.chain is None) == (self.estimator is None):
             raise ValueError(
-                "say either `chain`, a list of job specs, or `estimator`, the name of one of scikit-learn's"
+                "say either `chain`, a list of job specs, or `estimator`, the name of one of scikit-learn's; a `chain` "
+                "can be left out where every key of `space` names its link, as in `train.lr`"
             )
         if self.chain is not None and self.model is None:
             raise ValueError("`model` is what the chain starts from")
@@ -120,19 +182,43 @@ class OptimizeSpec(ModelSpec):
     targets: list[Target] = Field(["openvino"], min_length=1, max_length=4)
     objective: Literal["latency", "throughput", "size"] = "latency"
     batch: int | None = Field(
-        None, ge=1, le=4096, description="rows that speed is measured with; 1 for latency, 32 for throughput"
+        None,
+        ge=1,
+        le=4096,
+        description="rows that speed is measured with, at most `max_batch`; 1 for latency, 32 for throughput. Of a "
+        "model that takes one row at a time always 1",
     )
     max_accuracy_drop: float = Field(0.01, ge=0, le=1, description="0.01: one point")
     confidence: float = Field(0.95, gt=0.5, lt=1)
     trials: int = Field(12, ge=1, le=10_000)
     parallel: int = Field(1, ge=1, le=64)
     passes: list[Literal["prune", "share", "quantize"]] = Field(["prune", "quantize"], max_length=3)
-    sampler: Literal["random", "tpe", "nsga2"] = "tpe"
+    sampler: Annotated[Literal["random", "tpe", "nsga2"], _named] = Field("tpe", description=_SAMPLER_TOLD)
     finetune: Training | None = Field(None, description="of every candidate that lost weights, and of the baseline")
-    time_limit_s: float | None = Field(None, gt=0, description="no candidate is begun after this")
-    max_batch: int = Field(64, ge=1, le=4096, description="of the engines")
+    time_limit_s: float | None = Field(
+        None,
+        gt=0,
+        description="no design is begun after this. Seconds in which at least one trial of the job runs count, from "
+        "the start of its first; time in a queue, or with no worker alive, does not",
+    )
+    max_batch: int = Field(64, ge=1, le=4096, description="of the engines; at least `batch`")
     dry_run: bool = DRY_RUN
     seed: int = Field(0, ge=0, le=2**31 - 1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_the_batch(cls, given: Any) -> Any:
+        """Who asks for speed with more rows than engines usually take wants engines that take them."""
+        usual = int(cls.model_fields["max_batch"].default)
+        if isinstance(given, Mapping) and "max_batch" not in given and isinstance(batch := given.get("batch"), int):
+            return {**given, "max_batch": batch} if usual < batch <= 4096 else given
+        return given
+
+    @model_validator(mode="after")
+    def _batch_fits(self) -> Self:
+        if self.batch is not None and self.batch > self.max_batch:
+            raise ValueError(f"`batch` is {self.batch}, and the engines would take `max_batch` {self.max_batch} rows")
+        return self
 
     @model_validator(mode="after")
     def _targets_differ(self) -> Self:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from app.domain.splits import SEED
 from app.errors import BadDataset
 from app.intake.manifest import Shares
 
-SEED = 0
 Rows = npt.NDArray[np.int64]
 
 

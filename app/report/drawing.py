@@ -6,6 +6,7 @@ import io
 import math
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 from typing import Any
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from app.report.figures import Axis, Figure, Series, describe
+from app.report.labels import SIZE, Named, compact, levels, name_points, short, width
 
 # Told apart on white and on near-black alike (a contrast of 3:1 or more).
 COLOURS = ("#3a7fd5", "#d9690d", "#2a9557", "#d0434e", "#8e62d6", "#1a90a6", "#c757a0", "#85851f")
@@ -28,7 +30,8 @@ _SIGNS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
 _INK, _FAINT = "#010203", "#040506"
 # Inches. matplotlib's points become the drawing's units: 288 across, about what a phone has, so text keeps its size.
 _WIDTH, _HEIGHT, _ROW = 4.0, 2.7, 0.19
-_MOST_NAMES, _MOST_LABELS = 80, 6
+_MOST_NAMES, _MOST_LABELS, _MOST_DOTS = 80, 6, 300
+_ACROSS = 225.0  # points from the left of the axes to the right, about
 _STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "enginesmith", "text.parse_math": False, "font.size": 9,
     "axes.labelsize": 9, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "text.color": _INK, "axes.labelcolor": _INK,
@@ -48,7 +51,7 @@ def draw(figure: Figure, name: str) -> str:
             height = max(1.3, 0.9 + 0.28 * figure.rows)
         elif lying:
             height = max(_HEIGHT, 0.8 + _ROW * len(figure.names or ()) * min(3, len(figure.series)))
-        canvas = Canvas(figsize=(_WIDTH, height), layout="constrained")
+        canvas = Canvas(figsize=(_WIDTH, height), layout="constrained", dpi=72)
         canvas.patch.set_visible(False)
         axes = canvas.add_subplot()
         axes.patch.set_visible(False)
@@ -56,6 +59,9 @@ def draw(figure: Figure, name: str) -> str:
         _DRAWN[figure.kind](axes, figure)
         _scale(axes, figure, lying)
         _mark(axes, figure)
+        if figure.kind == "points":
+            canvas.draw_without_rendering()  # so that it is known where the points lie
+            _name(axes, figure)
         text = io.StringIO()
         canvas.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return _tidied(text.getvalue(), name, describe(figure))
@@ -86,7 +92,6 @@ def _lines(axes: Axes, figure: Figure) -> None:
 
 
 def _points(axes: Axes, figure: Figure) -> None:
-    named = _named(figure)
     for i, series in enumerate(figure.series):
         if series.low is not None and series.high is not None:
             reach = [_reach(series, low=True), _reach(series, low=False)]
@@ -98,9 +103,16 @@ def _points(axes: Axes, figure: Figure) -> None:
             series.x, series.y, color=colour(i), marker=MARKERS[i % len(MARKERS)], linestyle=line, linewidth=1,
             markersize=5 if figure.rows < 60 else 3,
         )  # fmt: skip
+
+
+def _name(axes: Axes, figure: Figure) -> None:
+    named, points, others = _named(figure), list[Named](), list[tuple[float, float]]()
+    for i, series in enumerate(figure.series):
         if series.labels is not None and i in named:
-            for x, y, label in zip(series.x, series.y, series.labels, strict=True):
-                axes.annotate(_cut(label), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7.5)
+            points += [Named(x, y, t) for x, y, t in zip(series.x, series.y, series.labels, strict=True) if t]
+        else:
+            others += zip(series.x, series.y, strict=True)
+    name_points(axes, points[::-1], others[:_MOST_DOTS])  # the last series is the one that matters most
 
 
 def _named(figure: Figure) -> set[int]:
@@ -117,7 +129,7 @@ def _bars(axes: Axes, figure: Figure) -> None:
     count = len(figure.series)
     lying = _lies(figure)
     width = 0.8 / count
-    if figure.names is None and (spacing := _spacing(figure)) is not None:
+    if figure.names is None and (spacing := _spacing(figure.series)) is not None:
         width *= spacing
     for i, series in enumerate(figure.series):
         places = [x + (i - (count - 1) / 2) * width for x in series.x]
@@ -133,17 +145,21 @@ def _bars(axes: Axes, figure: Figure) -> None:
 
 
 def _histogram(axes: Axes, figure: Figure) -> None:
-    spacing = _spacing(figure) or 1.0
     for i, series in enumerate(figure.series):
-        alpha = 0.85 if len(figure.series) == 1 else 0.5
-        axes.bar(series.x, series.y, spacing, color=colour(i), alpha=alpha, edgecolor=colour(i), linewidth=0.5)
+        spacing = _spacing([series]) or 1.0
+        if len(figure.series) == 1:
+            axes.bar(series.x, series.y, spacing, color=colour(i), alpha=0.85, edgecolor=colour(i), linewidth=0.5)
+        else:  # outlines: bars would hide each other
+            edges = [x - spacing / 2 for x in series.x] + [series.x[-1] + spacing / 2]
+            axes.stairs(series.y, edges, color=colour(i), fill=True, alpha=0.12)
+            axes.stairs(series.y, edges, color=colour(i), linewidth=1.4)
 
 
 def _intervals(axes: Axes, figure: Figure) -> None:
     names: list[str] = []
     for i, series in enumerate(figure.series):
         rows = [float(len(names) + k) for k in range(len(series.x))]
-        names += [_short(n, 22) for n in series.labels or [series.name] * len(series.x)]
+        names += [short(n, 22) for n in series.labels or [series.name] * len(series.x)]
         if series.low is not None and series.high is not None:
             reach = [_reach(series, low=True, of_x=True), _reach(series, low=False, of_x=True)]
             axes.errorbar(series.x, rows, xerr=reach, fmt="none", ecolor=colour(i), elinewidth=2, capsize=4)
@@ -171,14 +187,17 @@ def _scale(axes: Axes, figure: Figure, lying: bool) -> None:
             getattr(axes, f"set_{which}scale")("log")
             drawn = axes.xaxis if which == "x" else axes.yaxis
             # matplotlib's own labels are in TeX.
-            drawn.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
-            drawn.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+            drawn.set_major_locator(LogLocator(subs=_steps(figure, axis), numticks=8))
+            drawn.set_major_formatter(FuncFormatter(lambda v, _: compact(v)))
             drawn.set_minor_formatter(NullFormatter())
+        elif max(map(abs, _values(figure, axis)), default=0) >= 1e4:
+            drawn = axes.xaxis if which == "x" else axes.yaxis
+            drawn.set_major_formatter(FuncFormatter(lambda v, _: compact(v)))
     if figure.names is not None:
         named = axes.yaxis if lying else axes.xaxis
         step = math.ceil(len(figure.names) / _MOST_NAMES)
         named.set_major_locator(FixedLocator(range(0, len(figure.names), step)))
-        named.set_ticklabels([_short(n, 24) for n in figure.names[::step]])
+        named.set_ticklabels([short(n, 24) for n in figure.names[::step]])
         named.set_minor_locator(NullLocator())
         if lying:
             axes.set_ylim(len(figure.names) - 0.4, -0.6)
@@ -189,29 +208,48 @@ def _scale(axes: Axes, figure: Figure, lying: bool) -> None:
 
 
 def _mark(axes: Axes, figure: Figure) -> None:
+    """Lines to compare with. Names of upright ones stand above the drawing, in several lines where they are close."""
     for mark in figure.marks:
         line = axes.axvline if mark.axis == "x" else axes.axhline
         line(mark.at, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
-        if mark.axis == "x":
+        if mark.axis == "y":
             axes.annotate(
-                _short(mark.label, 18), (mark.at, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
-                textcoords="offset points", ha="center", va="bottom", fontsize=7.5,
+                short(mark.label, 24), (1, mark.at), xycoords=("axes fraction", "data"), xytext=(0, 2),
+                textcoords="offset points", ha="right", va="bottom", fontsize=SIZE,
             )  # fmt: skip
-        else:
-            axes.annotate(
-                _short(mark.label, 24), (1, mark.at), xycoords=("axes fraction", "data"), xytext=(0, 2),
-                textcoords="offset points", ha="right", va="bottom", fontsize=7.5,
-            )  # fmt: skip
+    upright = sorted((mark for mark in figure.marks if mark.axis == "x"), key=lambda mark: mark.at)
+    to_share, level = axes.transData + axes.transAxes.inverted(), axes.get_ylim()[0]
+    spans = []
+    for mark in upright:
+        middle = _ACROSS * float(to_share.transform((mark.at, level))[0])
+        half = width(short(mark.label, 18)) / 2
+        spans.append((middle - half, middle + half))
+    for mark, line_number in zip(upright, levels(spans), strict=True):
+        axes.annotate(
+            short(mark.label, 18), (mark.at, 1), xycoords=("data", "axes fraction"), xytext=(0, 2 + 9 * line_number),
+            textcoords="offset points", ha="center", va="bottom", fontsize=SIZE,
+        )  # fmt: skip
+
+
+def _steps(figure: Figure, axis: Axis) -> tuple[float, ...]:
+    """Which numbers within a decade are written: the fewer, the more decades there are."""
+    values = _values(figure, axis)
+    decades = math.log10(max(values) / min(values))
+    return (1.0, 2.0, 5.0) if decades < 1.2 else (1.0, 3.0) if decades < 2.5 else (1.0,)
+
+
+def _values(figure: Figure, axis: Axis) -> list[float]:
+    return [v for s in figure.series for v in (s.x if axis is figure.x else s.y) if math.isfinite(v)]
 
 
 def _spans(figure: Figure, axis: Axis) -> bool:
     """Whether logarithms are of use: all above zero, and the largest thrice the smallest."""
-    values = [v for s in figure.series for v in (s.x if axis is figure.x else s.y) if math.isfinite(v)]
+    values = _values(figure, axis)
     return min(values, default=0) > 0 and max(values) >= 3 * min(values)
 
 
-def _spacing(figure: Figure) -> float | None:
-    places = sorted({x for s in figure.series for x in s.x})
+def _spacing(series: Sequence[Series]) -> float | None:
+    places = sorted({x for s in series for x in s.x})
     return min((b - a for a, b in pairwise(places)), default=None)
 
 
@@ -221,15 +259,6 @@ def _reach(series: Series, *, low: bool, of_x: bool = False) -> list[float]:
     ends = (series.low if low else series.high) or []
     found = (m - e if low else e - m for m, e in zip(middles, ends, strict=True))
     return [max(0.0, r) if math.isfinite(r) else 0.0 for r in found]
-
-
-def _cut(text: str, most: int = 20) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _short(text: str, most: int) -> str:
-    """The end says more than the beginning: layer4.1.conv2."""
-    return text if len(text) <= most else "…" + text[1 - most :]
 
 
 _LINK = "{http://www.w3.org/1999/xlink}href"

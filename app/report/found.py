@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from app.report.naming import heading
 from app.report.words import judged
 
 Given = dict[str, Any]
 _FAMILIES = ("loss", "accuracy", "r2")
-_NOT_CURVES = frozenset({"epoch", "epochs", "step", "seconds", "elapsed_s", "number", "trial", "seed"})
+_NOT_CURVES = frozenset({"epoch", "epochs", "step", "seconds", "elapsed_s", "number", "trial", "seed", "pruned"})
 MOST_CURVES = 12
 
 
@@ -19,8 +20,8 @@ def figures(job: Mapping[str, Any], made: Mapping[str, Any] | None) -> list[Give
     """In the order in which a reader asks. made: the version that the job made, as the API tells it."""
     result = job.get("result") or {}
     report = result.get("report") or {}
-    found = [*difference(report), *curves(job.get("history") or [])]
-    found += [*layers(report, made), *channels(report), *latencies(report, made)]
+    found = [*difference(report), *curves(job.get("history") or []), *trainings(report)]
+    found += [*layers(report, made), *channels(report), *histograms(report, made), *latencies(report, made)]
     own = report.get("figures")
     drawn = {f.get("title") for f in own if isinstance(f, Mapping)} if isinstance(own, list) else set()
     return [figure for figure in found if figure["title"] not in drawn]
@@ -68,16 +69,46 @@ def curves(history: Sequence[Mapping[str, Any]]) -> list[Given]:
     marks = _turns(history, x)
     return [
         {
-            "title": f"{family.replace('_', ' ').capitalize()} while training",
+            "title": f"{heading(family).capitalize()} while training",
             "kind": "lines",
             "x": {"label": "epoch" if rising else "epochs, all together"},
-            "y": {"label": family.replace("_", " ")},
-            "series": [{"name": name, "x": x, "y": y} for name, y in lines.items()],
+            "y": {"label": heading(family)},
+            "series": [{"name": heading(name), "x": x, "y": y} for name, y in lines.items()],
             "marks": marks,
         }
         for family, lines in groups.items()
         if max(sum(map(math.isfinite, y)) for y in lines.values()) > 1 and (family in _FAMILIES or _varies(lines))
     ]
+
+
+def trainings(report: Mapping[str, Any]) -> list[Given]:
+    """Of an optimize job: how its answer and the fine-tuned baseline were trained, in one figure for each family."""
+    told = report.get("training")
+    if not isinstance(told, Mapping):
+        return []
+    won = report.get("winner")
+    answer = won.get("name") if isinstance(won, Mapping) else None
+    by_rows: list[tuple[str, list[Any]]] = []
+    for name, rows in told.items():
+        if isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows):
+            role = "the answer" if name == answer else "the fine-tuned baseline"
+            same = next((i for i, (_, other) in enumerate(by_rows) if other == rows), None)
+            if same is None:
+                by_rows.append((role, rows))
+            else:
+                by_rows[same] = (f"{by_rows[same][0]}, {role}", rows)
+    merged: dict[str, Given] = {}
+    for role, rows in by_rows:
+        for figure in curves(rows):
+            if not figure["title"].lower().startswith(_FAMILIES):
+                continue
+            series = [{**s, "name": f"{role}: {s['name']}"} for s in figure["series"]]
+            if (first := merged.get(figure["title"])) is not None:
+                first["series"] += series
+                first["marks"] += figure["marks"]
+            else:
+                merged[figure["title"]] = {**figure, "series": series}
+    return list(merged.values())
 
 
 def _varies(lines: Mapping[str, Sequence[float]]) -> bool:
@@ -111,13 +142,50 @@ def layers(report: Mapping[str, Any], made: Mapping[str, Any] | None) -> list[Gi
 
 
 def channels(report: Mapping[str, Any]) -> list[Given]:
-    """Channels of each layer before and after."""
+    """Channels of each layer before and after; of an optimize job those of its answer."""
     told = report.get("channels")
+    if told is None and isinstance(report.get("layers"), Mapping):
+        told = {n: v.get("channels") for n, v in report["layers"].items() if isinstance(v, Mapping)}
     rows = {n: v for n, v in told.items() if _pair(v)} if isinstance(told, Mapping) else {}
     if not rows:
         return []
     series = [{"name": k, "x": list(rows), "y": [float(v[k]) for v in rows.values()]} for k in ("before", "after")]
     return [_bars("Channels of each layer", "channels", series)]
+
+
+def histograms(report: Mapping[str, Any], made: Mapping[str, Any] | None) -> list[Given]:
+    """Shares of the runs by milliseconds, one figure for each number of rows; the baseline beside the version."""
+    ours = report.get("latency") or ((made or {}).get("metrics") or {}).get("latency") or []
+    found: dict[str, Given] = {}
+    for name, timed in (("this version", ours), ("the baseline", report.get("baseline_latency") or [])):
+        for at in _timed(timed):
+            edges, shares = _histogram(at)
+            if not edges:
+                continue
+            batch = at.get("batch", "?")
+            title = f"Latency of a run of {batch} row{'' if batch == 1 else 's'}"
+            blank: Given = {
+                "title": title, "kind": "histogram", "x": {"label": "ms"}, "y": {"label": "share of the runs"},
+                "series": [], "note": "The slowest fiftieth of the runs is not drawn.",
+            }  # fmt: skip
+            found.setdefault(title, blank)["series"].append({"name": name, "x": edges, "y": shares})
+    return list(found.values())
+
+
+def _histogram(timed: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """Edges of bins and the share of all runs in each; nothing where there is none."""
+    given = timed.get("histogram")
+    if not isinstance(given, Mapping) or not _number(given.get("low")) or not _number(given.get("high")):
+        return [], []
+    raw = given.get("counts")
+    counts = [float(c) for c in raw if _number(c)] if isinstance(raw, list | tuple) else []
+    runs = timed.get("runs")
+    whole = float(runs) if _number(runs) and runs else sum(counts)
+    if not counts or not whole:
+        return [], []
+    low, high = float(given["low"]), float(given["high"])
+    width = (high - low) / len(counts)
+    return [low + i * width for i in range(len(counts) + 1)], [c / whole for c in counts]
 
 
 def latencies(report: Mapping[str, Any], made: Mapping[str, Any] | None) -> list[Given]:
@@ -127,11 +195,11 @@ def latencies(report: Mapping[str, Any], made: Mapping[str, Any] | None) -> list
     rows = [(_where(t), t) for t in _timed(ours)] + [(f"{_where(t)} baseline", t) for t in _timed(theirs)]
     if not rows:
         return []
-    quantiles = [("p50_ms", "median"), ("p95_ms", "95 %"), ("p99_ms", "99 %")]
+    quantiles = [("median", "p50_ms"), ("95 %", "p95_ms"), ("99 %", "p99_ms")]
     series = [
-        {"name": told, "x": [where for where, _ in rows], "y": [t.get(key) for _, t in rows]} for key, told in quantiles
+        {"name": told, "x": [where for where, _ in rows], "y": [t.get(key) for _, t in rows]} for told, key in quantiles
     ]
-    span = [t["p50_ms"] for _, t in rows]
+    span = [t[key] for _, t in rows for _, key in quantiles if _number(t.get(key))]
     found = _bars("Latency by batch", "ms per run", series)
     found["y"]["log"] = max(span) > 20 * min(span) > 0
     return [found]

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from app.report import figures as as_data
-from app.report import found, sections, tables
+from app.report import found, layers, naming, optimizing, sections, speed, tables
 from app.report.figures import Figure, Unreadable
 from app.report.style import STYLE
 
@@ -21,12 +21,13 @@ Key = Callable[[Figure], str]
 
 
 def page(given: Mapping[str, Any], draw: Draw | None = None, key: Key | None = None, excuse: str = "") -> str:
-    """given: {"job", "source"?, "made"?, "lineage"?, "recipe"?} as the API tells them. Without `draw` the figures are
-    there as tables, with `excuse`."""
-    job = given["job"]
+    """given: {"job", "source"?, "made"?, "chain"?, "lineage"?, "recipe"?} as the API tells them. Without `draw` the
+    figures are there as tables, with `excuse`."""
+    job = _in_words(given["job"])
     made, source = given.get("made"), given.get("source")
     result = job.get("result") or {}
     report = result.get("report") or {}
+    races = optimizing.is_one(report)
     own = report.get("figures")
     drawn = [*(own if isinstance(own, list) else []), *found.figures(job, made)]
     title = f"{job.get('kind')} {job.get('model') or (job.get('spec') or {}).get('name') or ''}".strip()
@@ -36,11 +37,17 @@ def page(given: Mapping[str, Any], draw: Draw | None = None, key: Key | None = N
         _section("Verdict" if sections.word(job) else "Accuracy", sections.verdict(job)),
         _section("Error", sections.error(job)),
         _section("What to know", sections.notes(job)),
+        _section("The answer", optimizing.answer(report) if races else ""),
+        _section("Speed", speed.section(report)),
         _section("Before and after", sections.changes(job, source, made)),
         _section("Figures", _figures(drawn, draw, key, excuse)),
-        _section("Found", sections.found(job)),
+        _section("Judged on the test split", optimizing.judged(report) if races else ""),
+        _section("Everything that was tried", optimizing.tried(report) if races else ""),
+        _section("Settings tried", optimizing.settings(report) if races else ""),
+        _section("Layers of the answer", layers.section(report) if races else ""),
+        _section("Details", sections.found(job)),
         _section("History", sections.history(job)),
-        _section("Lineage", sections.lineage(given.get("lineage") or [], job)),
+        _section("Lineage", sections.lineage(given.get("lineage") or [], job, given.get("chain") or [])),
         _section("Recipe", sections.recipe(given.get("recipe"), result.get("model"))),
         _section("Asked for", sections.spec(job)),
         f'<p class="note">Job {escape(str(job.get("id")))}, made by Enginesmith.</p>',
@@ -51,6 +58,14 @@ def page(given: Mapping[str, Any], draw: Draw | None = None, key: Key | None = N
     )
     body = f"<main>{''.join(parts)}</main>"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'
+
+
+def _in_words(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The job with what an optimize job has raced called by its design."""
+    result = job.get("result")
+    report = result.get("report") if isinstance(result, Mapping) else None
+    names = naming.contestants(report) if isinstance(report, Mapping) else {}
+    return {**job, "result": {**result, "report": naming.renamed(report, names)}} if result and names else job
 
 
 def _section(title: str, inside: str) -> str:
@@ -93,5 +108,6 @@ def _figure(figure: Figure, name: str, draw: Draw | None, key: Key | None) -> st
     opened = "" if drawing else " open"
     numbers = f"<details{opened}><summary>In numbers</summary>{rows}</details>"
     legend = key(figure) if drawing and key is not None else ""
-    heading = f"<figcaption><h3>{escape(figure.title)}</h3></figcaption>" if figure.title else ""
+    title = figure.title[:1].upper() + figure.title[1:]
+    heading = f"<figcaption><h3>{escape(title)}</h3></figcaption>" if title else ""
     return f"<figure>{heading}{drawing}{fault}{legend}{note}{numbers}</figure>"

@@ -42,6 +42,15 @@ def seconds(value: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
 def brief(record: Mapping[str, Any]) -> str | None:
     """A figure with its interval, a ratio with its spread, a latency: in one line. None for what is none of these."""
     low, high = record.get("low"), record.get("high")
@@ -51,12 +60,27 @@ def brief(record: Mapping[str, Any]) -> str | None:
             return f"{name}{record['value']:.4f} [{low:.4f}, {high:.4f}]"
         if _number(record.get("difference")):
             in_points = record.get("name", "accuracy") == "accuracy"
-            return f"{signed(record['difference'], in_points)} [{signed(low, in_points)}, {signed(high, in_points)}]"
+            scale, digits, unit = (100, ".2f", " points") if in_points else (1, ".3g", "")
+            middle, least, most = (f"{scale * float(record[k]):+{digits}}" for k in ("difference", "low", "high"))
+            return f"{middle} [{least}, {most}]{unit}"
         if _number(record.get("ratio")):
             return f"{record['ratio']:.2f}× [{low:.2f}, {high:.2f}]"
-    if _number(record.get("p50_ms")) and "batch" in record:
+    if _number(record.get("p50_ms")) and "batch" in record and "runtime" in record:
         return f"{figure(record['p50_ms'])} ms at batch {record['batch']}"
     return None
+
+
+def quality(record: Mapping[str, Any]) -> str | None:
+    """An accuracy or r2 with its interval, and what it was measured on. None for what is none."""
+    if not isinstance(record.get("name"), str) or not _number(record.get("value")):
+        return None
+    told = brief(record) or f"{record['name']} {figure(record['value'])}"
+    rows = f" on {figure(record['n'])} samples" if _number(record.get("n")) else ""
+    split = f" of the {record['split']} split" if record.get("split") else ""
+    dataset = f" of {record['dataset']}" if record.get("dataset") else ""
+    confidence = record.get("confidence")
+    sure = f"; {100 * confidence:g} % interval" if isinstance(confidence, float) and brief(record) else ""
+    return f"{told}{rows}{split}{dataset}{sure}"
 
 
 def verdict(report: Mapping[str, Any], said: str | None, model: str | None, baseline: str | None = None) -> list[str]:
@@ -100,6 +124,7 @@ def _difference(found: Mapping[str, Any], difference: Mapping[str, Any], model: 
     if isinstance(baseline, Mapping):
         baseline = baseline.get("model") or baseline.get("name")
     other = str(baseline or "its baseline")
+    other = f"“{other}”" if " " in other and baseline else other  # what was raced is called by its design
     n = difference.get("n")
     split = f" of the {found['split']} split" if isinstance(found.get("split"), str) else ""
     rows = f" on the same {figure(n)} samples{split}" if _number(n) else ""

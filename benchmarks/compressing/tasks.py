@@ -96,7 +96,7 @@ def _cifar(shared: Path) -> Task:
     return Task(
         "cifar_resnet20", network, arrays,
         {"objective": "throughput", "trials": 8, "parallel": 2, "time_limit_s": 1200,
-         "finetune": {"epochs": 10, "batch_size": 128, "lr": 0.05, "weight_decay": 5e-4, "augment": "flip_crop"}},
+         "finetune": {"epochs": 20, "batch_size": 128, "lr": 0.05, "weight_decay": 5e-4, "augment": "flip_crop"}},
         {1: 2.5, 32: 5.0},
         notes=("The test images are JPEG copies; the checkpoint loses ten points on them before anything is done.",),
     )  # fmt: skip
@@ -114,7 +114,7 @@ def _fashion(shared: Path) -> Task:
     return Task(
         "fashion_resnet20", lambda: ResNet20(1), arrays,
         {"objective": "throughput", "trials": 10, "parallel": 2, "time_limit_s": 1200,
-         "finetune": {"epochs": 6, "batch_size": 128, "lr": 0.05, "weight_decay": 5e-4}},
+         "finetune": {"epochs": 8, "batch_size": 128, "lr": 0.05, "weight_decay": 5e-4}},
         {1: 2.5, 32: 5.0}, train=training,
     )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """The command `enginesmith`. Results go to stdout, progress and complaints to stderr.
 
-Exit codes: 0 done · 1 refused, or a job failed · 2 the command line is wrong · 3 nobody answers · 130 interrupted.
+Exit codes: 0 done · 1 refused, or a job failed or was cancelled · 2 the command line is wrong · 3 nobody answers ·
+4 the job is done and its verdict is rejected · 5 it is done and unproven · 130 interrupted.
 `--url`, `--key` and `--json` may stand anywhere: `enginesmith --json jobs list` is `enginesmith jobs list --json`.
 """
 
@@ -16,12 +17,17 @@ import typer
 from rich.console import Console
 
 from . import cli_bench, cli_jobs, cli_models, cli_serve, cli_smaller, cli_tuning
+from .cli_hints import in_commands, meant
 from .cli_state import State, UsageError
 from .errors import ApiError, EnginesmithError, TimedOut, Unreachable
 
 app = typer.Typer(
     name="enginesmith",
-    help="Give it a trained model; it gives back a faster one, shows how accurate it still is, and serves it.",
+    help="Give it a trained model; it gives back a faster one, shows how accurate it still is, and serves it.\n\n"
+    "What follows an option in round brackets is what it is unless you say something else.",
+    epilog="Exit codes: 0 done; 1 refused, or the job failed or was cancelled; 2 the command line is wrong; 3 nobody "
+    "answers; 4 the job is done and its verdict is rejected, 5 unproven; 130 interrupted. Results go to stdout, "
+    "progress and remarks to stderr; with --json stdout is one JSON document.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -64,7 +70,21 @@ def hoist(arguments: list[str]) -> list[str]:
     return front + rest
 
 
-def complain(error: EnginesmithError | UsageError | OSError | ValueError, console: Console, as_json: bool) -> None:
+def check_command(words: list[str]) -> None:
+    """Raises UsageError for a command that stands under `jobs`, as in `enginesmith cancel JOB`."""
+    rest = iter(words)
+    for word in rest:
+        if word in ("--url", "--key"):
+            next(rest, None)
+        elif not word.startswith("-"):
+            if word in {command.name for command in cli_jobs.jobs.registered_commands}:
+                raise UsageError(f"there is no command {word!r}", f"enginesmith {' '.join(['jobs', word, *rest])}")
+            return
+
+
+def complain(
+    error: EnginesmithError | UsageError | OSError | ValueError, console: Console, as_json: bool, words: list[str]
+) -> None:
     """What is wrong, which fields, and what to do: on stderr; with --json as a problem body on stdout too."""
     say: Callable[[str], None] = lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
     hint = getattr(error, "hint", None)
@@ -74,11 +94,14 @@ def complain(error: EnginesmithError | UsageError | OSError | ValueError, consol
     if isinstance(error, ApiError):
         say(f"error: {error.detail} ({error.status} {error.code})")
         for line in error.fields:
-            say(f"  {line}")
+            if line not in error.detail:  # which begins with the first of them
+                say(f"  {line}")
+        if choice := meant(" ".join([error.detail, *error.fields]), words):
+            hint = f"did you mean {choice}?"
     else:
         say(f"error: {detail}")
     if hint:
-        say(f"hint: {hint}")
+        say(f"hint: {in_commands(hint)}")
     if as_json:
         body: dict[str, Any] = {"detail": detail, "hint": hint}
         if isinstance(error, ApiError):
@@ -92,6 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     as_json = "--json" in words[: words.index("--")] if "--" in words else "--json" in words
     console = Console(stderr=True)
     try:
+        check_command(words)
         app(words, prog_name="enginesmith", standalone_mode=True)
     except KeyboardInterrupt:
         console.print("interrupted", markup=False)
@@ -101,13 +125,13 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Unreachable as error:
-        complain(error, console, as_json)
+        complain(error, console, as_json, words)
         sys.exit(3)
     except (UsageError, FileNotFoundError, IsADirectoryError, PermissionError, ValueError) as error:
-        complain(error, console, as_json)
+        complain(error, console, as_json, words)
         sys.exit(2)
     except (ApiError, TimedOut, EnginesmithError) as error:
-        complain(error, console, as_json)
+        complain(error, console, as_json, words)
         sys.exit(1)
 
 

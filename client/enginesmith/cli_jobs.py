@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from .cli_shown import brought
-from .cli_state import State, UsageError, pairs, state
-from .progress import figure, follow, outcome
+from .cli_shown import brought, shown
+from .cli_state import UsageError, leave, pairs, state
+from .progress import figure
 from .records import Job
 
 Model = Annotated[str, typer.Argument(help="name@3, or name for the newest version that will do")]
 DatasetOption = Annotated[str | None, typer.Option("--dataset", help="name, or name@2")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="until it has ended, with a progress bar")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="any other field of the job: KEY=VALUE, nested with dots")]
-Seed = Annotated[int | None, typer.Option()]
+Seed = Annotated[int | None, typer.Option(help="of everything that is drawn (0)")]
 
 jobs = typer.Typer(help="Lists, shows, watches, cancels and retries jobs.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -33,14 +32,13 @@ def run(
     wait: bool,
     more: list[str] | None,
     fields: dict[str, Any],
-    show: Callable[[State, Job], None] | None = None,
 ) -> None:
-    """Submits and, unless told otherwise, follows to the end; `show` prints what was found."""
+    """Submits and, unless told otherwise, follows to the end and prints what was found."""
     told = state(context)
     # `--set` speaks last, and into nested fields too: finetune.lr=0.01 beside --finetune-epochs.
     spec = _merged({key: value for key, value in fields.items() if value is not None}, pairs(more))
     job = told.client.jobs.submit(kind, **spec)
-    told.finish(job, wait, show=None if show is None else lambda ended: show(told, ended))
+    told.finish(job, wait, shown)
 
 
 def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -52,19 +50,23 @@ def train(
     context: typer.Context,
     model: Model,
     dataset: Annotated[str, typer.Option(help="name, or name@2")],
-    epochs: Annotated[int | None, typer.Option()] = None,
-    batch_size: Annotated[int | None, typer.Option()] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw")] = None,
-    lr: Annotated[float | None, typer.Option(help="the peak learning rate")] = None,
-    momentum: Annotated[float | None, typer.Option()] = None,
-    weight_decay: Annotated[float | None, typer.Option()] = None,
-    schedule: Annotated[str | None, typer.Option(help="onecycle, cosine, constant, step")] = None,
-    loss: Annotated[str | None, typer.Option(help="auto, cross_entropy, mse")] = None,
-    amp: Annotated[str | None, typer.Option(help="auto, off, bf16")] = None,
-    early_stopping: Annotated[int | None, typer.Option(help="epochs without a better validation figure")] = None,
-    teacher: Annotated[str | None, typer.Option(help="a version whose answers are learnt too")] = None,
-    temperature: Annotated[float | None, typer.Option(help="softens the teacher's answers")] = None,
-    alpha: Annotated[float | None, typer.Option(help="the teacher's share of the loss")] = None,
+    epochs: Annotated[int | None, typer.Option(help="passes over the training split (10)")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="rows of a step (64)")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw (sgd)")] = None,
+    lr: Annotated[float | None, typer.Option(help="the peak learning rate (0.05)")] = None,
+    momentum: Annotated[float | None, typer.Option(help="of SGD; beta1 of Adam (0.9)")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="(0)")] = None,
+    schedule: Annotated[str | None, typer.Option(help="onecycle, cosine, constant, step (onecycle)")] = None,
+    loss: Annotated[str | None, typer.Option(help="auto, cross_entropy, mse (auto)")] = None,
+    amp: Annotated[str | None, typer.Option(help="auto, off, bf16 (auto)")] = None,
+    early_stopping: Annotated[
+        int | None, typer.Option(help="epochs without a better validation figure before it ends; never unless said")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="a version whose answers are learnt too; none unless said")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="softens the teacher's answers (4)")] = None,
+    alpha: Annotated[float | None, typer.Option(help="the teacher's share of the loss (0.5)")] = None,
     from_scratch: Annotated[bool | None, typer.Option("--from-scratch", help="draw the weights anew")] = None,
     seed: Seed = None,
     more: Set = None,
@@ -84,11 +86,13 @@ def convert(
     context: typer.Context,
     model: Model,
     target: Annotated[str, typer.Option(help="openvino, onnxruntime, tensorrt, tensorrt_rtx")],
-    precision: Annotated[str | None, typer.Option(help="fp32, tf32, fp16, bf16, int8")] = None,
-    max_batch: Annotated[int | None, typer.Option()] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, tf32, fp16, bf16, int8 (fp32)")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="the most rows of a run (64)")] = None,
     dataset: DatasetOption = None,
     shape: Annotated[list[str] | None, typer.Option(help="INPUT=1,3,224,224 for dynamic dimensions")] = None,
-    tolerance: Annotated[float | None, typer.Option()] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="how far answers may lie from the source's; by precision unless said")
+    ] = None,
     more: Set = None,
     wait: Wait = True,
 ) -> None:
@@ -155,14 +159,15 @@ def jobs_show(context: typer.Context, job: str) -> None:
 def jobs_watch(
     context: typer.Context, job: str, log: Annotated[bool, typer.Option("--log", help="its log lines too")] = False
 ) -> None:
-    """Follows a job to its end; exit code 1 unless it succeeds."""
+    """Follows a job to its end and prints what it found; exit code 1 unless it succeeds, 4 and 5 by its verdict."""
     told = state(context)
     if log and not told.as_json:
         for event in told.client.jobs.watch(job):
-            shown = "  ".join(f"{k}={figure(v)}" for k, v in event.data.items() if v is not None)
-            told.say(f"{event.type:8} {shown}")
-    ended = follow(told.client, told.client.jobs.get(job), told.err)
-    told.answer(ended, lambda: told.say(outcome(ended)))
+            fields = "  ".join(f"{k}={figure(v)}" for k, v in event.data.items() if v is not None)
+            told.say(f"{event.type:8} {fields}")
+    ended = told.follow(told.client.jobs.get(job))
+    told.answer(ended, lambda: shown(told, ended))
+    leave(ended)
 
 
 @jobs.command("cancel")
@@ -180,4 +185,4 @@ def jobs_retry(context: typer.Context, job: str, wait: Wait = True) -> None:
     """Runs a failed or cancelled job again."""
     told = state(context)
     again: Job = told.client.jobs.retry(job)
-    told.finish(again, wait)
+    told.finish(again, wait, shown)

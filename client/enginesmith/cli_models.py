@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from .cli_state import State, UsageError, read_json, size, state
+from .cli_shown import shown
+from .cli_state import State, UsageError, read_json, state
+from .cli_words import size
 from .records import Record
 from .uploads import write_npz
 
@@ -49,7 +51,7 @@ def push(
     known = read_json(manifest, "--manifest") or {}
     fields = {key: known.get(key) for key in given} | {k: v for k, v in given.items() if v is not None}
     job = told.client.push(file, name, **fields, wait=False)
-    told.finish(job, wait, f"import {name}")
+    told.finish(job, wait, shown, f"import {name}")
 
 
 def _labels(given: str | None) -> list[str] | None:
@@ -88,7 +90,7 @@ def datasets(context: typer.Context) -> None:
 
 
 def models(context: typer.Context, name: Annotated[str | None, typer.Argument(help="name or name@3")] = None) -> None:
-    """Lists the models, a model's versions, or one version."""
+    """Lists the models, a model's versions, or one version with all that is known of it."""
     told = state(context)
     if name and "@" in name:
         told.answer(told.client.models.version(name))
@@ -105,9 +107,9 @@ def _versions(told: State, versions: list[Record]) -> None:
     rows = []
     for v in versions:
         quality = (v.get("metrics") or {}).get("quality") or {}
-        shown = f"{quality['value']:.4f} [{quality['low']:.4f}, {quality['high']:.4f}]" if quality else ""
+        measured = f"{quality['value']:.4f} [{quality['low']:.4f}, {quality['high']:.4f}]" if quality else ""
         made = (v.get("made_by") or {}).get("spec", {}).get("kind")
-        rows.append([v["ref"], v["format"], made, v.get("parent"), v.get("parameters"), size(v.get("bytes")), shown])
+        rows.append([v["ref"], v["format"], made, v.get("parent"), v.get("parameters"), size(v.get("bytes")), measured])
     told.table(["version", "format", "made by", "from", "parameters", "size", "quality"], rows)
 
 
@@ -144,7 +146,7 @@ def deploy(
     max_p99_ms: Annotated[float | None, typer.Option(help="the canary is taken back above it")] = None,
     min_requests: Annotated[int | None, typer.Option(help="before the canary is judged")] = None,
     shadow: Annotated[str | None, typer.Option(help="name@6, or name@6=20: gets copies of 20 %")] = None,
-    force: Annotated[bool, typer.Option(help="also a version that was rejected")] = False,
+    force: Annotated[bool, typer.Option(help="also a version whose verdict is rejected or unproven")] = False,
     wait: Wait = True,
 ) -> None:
     """Puts an engine behind a name; the one before answers until the new one is warm.

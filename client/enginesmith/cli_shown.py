@@ -1,136 +1,133 @@
-"""What jobs have found, for people: dry runs, verdicts, tables of candidates, and the command that comes next."""
+"""What a job has found, for people: a version, a dry run, a comparison, a search, the answer of optimize."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from .cli_state import State, size
+from . import cli_tables as tables
+from .cli_hints import in_commands
+from .cli_made import FORCED, fetched, following, made
+from .cli_state import State
+from .cli_words import SPREAD, busy, cell, change, difference, latency, quality, size, speedup
 from .progress import figure
 from .records import Job, Record
 
-BEST = 12  # lines of a table
+MOST_NOTE = 300  # characters of a note beside a result; `enginesmith report` has it whole
+BEST = 12  # parameters whose importance is told
 
 
 def shown(told: State, job: Job) -> None:
-    """The version that a job made; of a dry run what could be done."""
-    report = _report(job)
+    """What a job that succeeded has found, by its kind."""
+    report = report_of(job)
+    model = (job.result or Record()).get("model")
     if report.get("dry_run"):
-        dry_run(told, report)
+        tables.dry_run(told, report)
+        _notes(told, job)
+        told.say("a dry run: nothing was changed")
+    elif job.kind == "optimize":
+        optimized(told, job)
+    elif job.kind == "search":
+        searched(told, job)
+    elif job.kind == "evaluate":
+        evaluated(told, job)
+    elif model and model != job.get("model"):
+        version = made(told, job)
+        tables.touched(told.tell, report)
+        tables.sensitivity(told, report, beside=True)
+        _notes(told, job)
+        following(told, job, version)
     else:
-        told.say(str((job.result or Record()).get("model") or job.status))
-        if (job.result or Record()).get("verdict"):
-            told.err.print(f"verdict: {(job.result or Record())['verdict']}", markup=False, highlight=False)
-        _notes(told, report)
-
-
-def dry_run(told: State, report: Mapping[str, Any]) -> None:
-    """Layers with what can be done to each, then the sums."""
-    layers = report.get("layers")
-    if isinstance(layers, Mapping) and layers:
-        records = [v if isinstance(v, Mapping) else {"what": v} for v in layers.values()]
-        columns = list(dict.fromkeys(str(name) for record in records for name in record))[:8]
-        rows = [[name, *(_cell(r.get(c)) for c in columns)] for name, r in zip(layers, records, strict=True)]
-        told.table(["layer", *(c.replace("_", " ") for c in columns)], rows)
-    for name in ("parameters", "macs", "bytes"):
-        pair = report.get(name)
-        if isinstance(pair, Mapping) and pair.get("before") is not None and pair.get("after") is not None:
-            told.say(f"{name}: {_grouped(pair['before'])} → {_grouped(pair['after'])}{_ratio(pair)}")
-    if report.get("estimate_s") is not None:
-        told.say(f"it would take about {_seconds(float(report['estimate_s']))}")
-    for name in ("race", "designs"):
-        if report.get(name):
-            told.say(f"{name}: {', '.join(report[name]) if isinstance(report[name], Mapping) else report[name]}")
-    _notes(told, report)
-    told.say("a dry run: nothing was changed")
+        told.say(str(brought(job) or job.status))
+        _notes(told, job)
 
 
 def evaluated(told: State, job: Job) -> None:
     """Accuracy and latency, and with a baseline the verdict."""
-    report = _report(job)
-    rows = [
-        [report.get(ref), _quality(report.get(quality)), _latency(report.get(times))]
-        for ref, quality, times in (
-            ("model", "quality", "latency"), ("baseline", "baseline_quality", "baseline_latency"),
-        )
-        if report.get(ref)
-    ]  # fmt: skip
+    report = report_of(job)
+    both = (("model", "quality", "latency"), ("baseline", "baseline_quality", "baseline_latency"))
+    rows = [[report[ref], quality(report.get(q)), latency(report.get(t))] for ref, q, t in both if report.get(ref)]
     if not rows:
         told.say(str((job.result or Record()).get("model") or job.status))
         return
     told.table(["version", "quality", "median ms"], rows)
-    _speedup(told, report)
+    if report.get("baseline"):
+        ours, theirs = (fetched(told, report[which]) or Record() for which in ("model", "baseline"))
+        for title, line in (
+            ("parameters", change(theirs.get("parameters"), ours.get("parameters"))),
+            ("size", change(theirs.get("bytes"), ours.get("bytes"), size)),
+        ):
+            if line:
+                told.say(f"{title}: {line}")
+    if isinstance(report.get("speedup"), Mapping) and report["speedup"]:
+        spread = report.get("speedup_spread")
+        told.say(f"speed-up: {speedup(report['speedup'], spread)}" + (f"   ({SPREAD})" if spread else ""))
     _verdict(told, job)
-    _notes(told, report)
+    _notes(told, job, but=(str(verdict_of(job).get("told")),))
+    if remark := busy(report.get("latency"), told.cores):
+        told.tell(f"note: {remark}")
 
 
 def optimized(told: State, job: Job) -> None:
     """The verdict, everything that was tried, and how to deploy the answer."""
-    report = _report(job)
-    if report.get("dry_run"):
-        dry_run(told, report)
-        return
-    if isinstance(report.get("table"), list):
-        table(told, report["table"])
-    front = report.get("front")
-    if isinstance(front, list) and front:
+    report = report_of(job)
+    if isinstance(report.get("table"), list) and report["table"]:
+        tables.candidates(told, report)
+    if isinstance(report.get("front"), list) and report["front"]:
         told.say("")
-        rows = [
-            [f.get("model"), f.get("design") or f.get("name"), _quality(f.get("quality")), _times(f.get("speedup")),
-             size(f.get("bytes")), f.get("verdict")]
-            for f in front
-        ]  # fmt: skip
-        told.table(["version", "what it is", "quality (test)", "speed-up", "size", "verdict"], rows)
+        tables.front(told, report)
+        told.say(f"speed-up over the original's own engine at batch {report.get('batch') or 1}; {SPREAD}")
     told.say("")
     _verdict(told, job)
-    _notes(told, report, but=(str(verdict_of(job).get("told")),))
+    if against := _against(report):
+        told.say(f"compared with {against}")
+    _notes(told, job, but=(str(verdict_of(job).get("told")),))
+    if remark := busy((report.get("winner") or {}).get("latency"), told.cores):
+        told.tell(f"note: {remark}")
     model, verdict = (job.result or Record()).get("model"), (job.result or Record()).get("verdict")
     if model:
+        if verdict in FORCED:
+            told.say(f"it deploys only with --force, because {FORCED[verdict]}")
         told.say(str(model))
-        force = "" if verdict in (None, "accepted") else " --force"
+        force = " --force" if verdict in FORCED else ""
         settings = (report.get("settings") or {}).get("recommended") or {}
         options = "".join(f" --{name.replace('_', '-')} {value}" for name, value in settings.items())
         told.say(f"next: enginesmith deploy {str(model).partition('@')[0]} {model}{options}{force}")
 
 
+def _against(report: Mapping[str, Any]) -> str | None:
+    """The baseline of the verdict, in words."""
+    name = (report.get("verdict") or {}).get("against") if isinstance(report.get("verdict"), Mapping) else None
+    designs = {row.get("name"): row.get("design") for row in report.get("table") or () if isinstance(row, Mapping)}
+    return f"the original, {designs[name]}" if designs.get(name) else None
+
+
 def searched(told: State, job: Job) -> None:
     """The trials, the best of them, and what mattered."""
-    report = _report(job)
+    report = report_of(job)
     trials = report.get("cv_results") or report.get("history")
     if isinstance(trials, list) and trials:
-        table(told, trials)
+        tables.trials(told, trials)
         told.say("")
     best = report.get("best")
     params = report.get("best_params") or (best.get("params") if isinstance(best, Mapping) else None)
     if isinstance(params, Mapping):
-        told.say(f"best: {_cell(params)}")
+        told.say(f"best: {cell(params)}")
     if report.get("best_score") is not None:
-        told.say(f"score: {_cell(report['best_score'])}")
+        told.say(f"score: {cell(report['best_score'])}")
     elif isinstance(best, Mapping) and isinstance(best.get("values"), Mapping):
-        told.say(f"values: {_cell(best['values'])}")
+        told.say(f"values: {cell(best['values'])}")
     if isinstance(report.get("quality"), Mapping):
-        told.say(f"on the test split: {_quality(report['quality'])}")
+        told.say(f"on the test split: {quality(report['quality'])}")
     importances = report.get("importances")
-    for metric, found in importances.items() if isinstance(importances, Mapping) else ():
-        if isinstance(found, Mapping) and found:
-            ranked = sorted(found.items(), key=lambda item: -_weight(item[1]))
+    for metric, weights in importances.items() if isinstance(importances, Mapping) else ():
+        if isinstance(weights, Mapping) and weights:
+            ranked = sorted(weights.items(), key=lambda item: -_weight(item[1]))
             told.say(f"what mattered for {metric}: " + "  ".join(f"{k} {_weight(v):.0%}" for k, v in ranked[:BEST]))
-    _notes(told, report)
+    _notes(told, job)
     if (job.result or Record()).get("model"):
-        told.say(str((job.result or Record()).get("model")))
-
-
-def table(told: State, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Records as lines, without the columns that say nothing."""
-    shown_rows = rows[: 4 * BEST]
-    columns = [
-        c for c in dict.fromkeys(str(name) for row in shown_rows for name in row)
-        if c not in ("job", "seconds") and any(row.get(c) not in (None, "", [], {}, False) for row in shown_rows)
-    ][:12]  # fmt: skip
-    cells = [[_sized(c, row.get(c)) for c in columns] for row in shown_rows]
-    told.table([c.replace("_", " ") for c in columns], cells)
-    if len(rows) > len(shown_rows):
-        told.say(f"… and {len(rows) - len(shown_rows)} more")
+        told.say(str(job.result.model if job.result else None))
+        following(told, job, fetched(told, str(job.result.model if job.result else "")))
 
 
 def brought(job: Job) -> str | None:
@@ -145,98 +142,38 @@ def brought(job: Job) -> str | None:
 
 def verdict_of(job: Job) -> Mapping[str, Any]:
     """The fields of a verdict, beside the others or together under `verdict`."""
-    report = _report(job)
+    report = report_of(job)
     nested = report.get("verdict")
     return {**report, **nested} if isinstance(nested, Mapping) else report
 
 
+def report_of(job: Job) -> Mapping[str, Any]:
+    return (job.get("result") or {}).get("report") or {}
+
+
 def _verdict(told: State, job: Job) -> None:
-    found = verdict_of(job)
-    if found.get("told"):
-        told.say(str(found["told"]))
+    judged = verdict_of(job)
+    if judged.get("told"):
+        told.say(str(judged["told"]))
         return
-    word = (job.result or Record()).get("verdict") or found.get("verdict")
-    difference = found.get("difference")
-    if isinstance(difference, Mapping) and difference.get("difference") is not None:
-        in_points = difference.get("name", "accuracy") == "accuracy"
-        scale, unit = (100, " points") if in_points else (1, "")
-        low, high = (scale * float(difference[k]) for k in ("low", "high"))
-        told.say(f"difference: {scale * float(difference['difference']):+.2f}{unit} [{low:+.2f}, {high:+.2f}]")
+    word = (job.result or Record()).get("verdict") or judged.get("verdict")
+    if line := difference(judged.get("difference")):
+        told.say(f"difference: {line}")
     if word:
         told.say(f"verdict: {word}")
 
 
-def _speedup(told: State, report: Mapping[str, Any]) -> None:
-    found = report.get("speedup")
-    if isinstance(found, Mapping) and found:
-        told.say("speed-up: " + "  ".join(f"{_times(v)} at batch {k}" for k, v in found.items()))
-
-
-def _notes(told: State, report: Mapping[str, Any], but: tuple[str, ...] = ()) -> None:
-    notes = report.get("notes")
+def _notes(told: State, job: Job, but: tuple[str, ...] = ()) -> None:
+    notes = report_of(job).get("notes")
     for note in notes if isinstance(notes, list) else ():
         if str(note) not in but:
-            told.err.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _report(job: Job) -> Mapping[str, Any]:
-    return (job.get("result") or {}).get("report") or {}
-
-
-def _quality(given: Any) -> str:
-    if not isinstance(given, Mapping) or given.get("value") is None:
-        return ""
-    span = f" [{given['low']:.4f}, {given['high']:.4f}]" if given.get("low") is not None else ""
-    return f"{given.get('name', '')} {given['value']:.4f}{span}".strip()
-
-
-def _latency(given: Any) -> str:
-    rows = given if isinstance(given, list) else []
-    return "  ".join(f"{t['p50_ms']:.3g} at batch {t['batch']}" for t in rows if t.get("p50_ms") is not None)
-
-
-def _times(given: Any) -> str:
-    if isinstance(given, Mapping):  # a ratio with its spread, or one per batch
-        if given.get("ratio") is not None:
-            return f"{float(given['ratio']):.2f}×"
-        return "  ".join(f"{_times(v)} at {k}" for k, v in given.items())
-    return f"{given:.2f}×" if isinstance(given, int | float) else ""
-
-
-def _sized(column: str, value: Any) -> str:
-    return size(value) if column == "bytes" and isinstance(value, int | float) else _cell(value)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else ""
-    if isinstance(value, int):
-        return _grouped(value)
-    if isinstance(value, float) and abs(value) >= 1000:
-        return f"{value:,.0f}"
-    if isinstance(value, Mapping):
-        return " ".join(f"{k}={_cell(v)}" for k, v in value.items())
-    if isinstance(value, list):
-        return ", ".join(_cell(v) for v in value)
-    return figure(value)
-
-
-def _grouped(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else figure(value)
-
-
-def _ratio(pair: Mapping[str, Any]) -> str:
-    before, after = pair["before"], pair["after"]
-    return f" ({after / before - 1:+.0%})" if before else ""
+            text = in_commands(str(note))
+            if len(text) > MOST_NOTE and told.aside is told.err:
+                text = f"{text[:MOST_NOTE]}… (whole: enginesmith report {job.id})"
+            told.tell(f"note: {text}")
+    if job.get("cache_hit"):
+        told.tell("note: nothing was computed anew: the same had been done before (cache_hit)")
 
 
 def _weight(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
-
-
-def _seconds(value: float) -> str:
-    if value < 1:
-        return "a second, or less"
-    return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"

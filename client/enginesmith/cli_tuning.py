@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from .cli_jobs import DatasetOption, Model, Seed, Set, Wait, run
-from .cli_shown import optimized, searched
-from .cli_smaller import Drop, Dry, Epochs, Finetune, Rate, training
-from .cli_state import UsageError, pairs, read_json, state
-from .progress import follow
+from .cli_report import summary
+from .cli_shown import shown
+from .cli_smaller import Drop, Dry, Epochs, Rate, share_of, training
+from .cli_state import UsageError, leave, pairs, read_json, state
 from .records import Job
 
 _RANGE = re.compile(r"^(-?[\d.]+(?:[eE]-?\d+)?)\.\.(-?[\d.]+(?:[eE]-?\d+)?)(?::(.*))?$")
@@ -38,12 +38,14 @@ def search(
     chain: Annotated[str | None, typer.Option(help="the whole chain: JSON, or a JSON file")] = None,
     estimator: Annotated[str | None, typer.Option(help="of scikit-learn: random_forest, …")] = None,
     param: Annotated[list[str] | None, typer.Option(help="of the estimator, not searched: KEY=VALUE")] = None,
-    cv: Annotated[int | None, typer.Option(help="folds of an estimator's cross-validation")] = None,
-    sampler: Annotated[str | None, typer.Option(help="grid, random, tpe, gp, nsga2")] = None,
-    trials: Annotated[int | None, typer.Option(help="how many; grid: all of it unless said")] = None,
-    parallel: Annotated[int | None, typer.Option(help="trials at a time")] = None,
-    objective: Annotated[list[str] | None, typer.Option(help="quality, parameters, …; again for more")] = None,
-    pruner: Annotated[str | None, typer.Option(help="none, median, asha, hyperband, halving")] = None,
+    cv: Annotated[int | None, typer.Option(help="folds of an estimator's cross-validation (3)")] = None,
+    sampler: Annotated[str | None, typer.Option(help="grid, random, tpe, gp, nsga2 (tpe)")] = None,
+    trials: Annotated[int | None, typer.Option(help="how many; unless said 20, or all of a grid")] = None,
+    parallel: Annotated[int | None, typer.Option(help="trials at a time (4)")] = None,
+    objective: Annotated[
+        list[str] | None, typer.Option(help="quality, parameters, …; again for more (quality)")
+    ] = None,
+    pruner: Annotated[str | None, typer.Option(help="none, median, asha, hyperband, halving (none)")] = None,
     seed: Seed = None,
     more: Set = None,
     wait: Wait = True,
@@ -58,24 +60,35 @@ def search(
         "params": pairs(param) or None, "cv": cv, "sampler": sampler, "trials": trials, "parallel": parallel,
         "objectives": objective or None, "pruner": pruner, "seed": seed,
     }  # fmt: skip
-    run(context, "search", wait, more, fields, searched)
+    run(context, "search", wait, more, fields)
 
 
 def optimize(
     context: typer.Context,
     model: Model,
     dataset: Annotated[str, typer.Option(help="name, or name@2")],
-    target: Annotated[list[str] | None, typer.Option(help="openvino, onnxruntime, …; again for more")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="openvino, onnxruntime, …; again for more (openvino)")
+    ] = None,
     max_accuracy_drop: Drop = None,
-    objective: Annotated[str | None, typer.Option(help="latency, throughput, size")] = None,
-    batch: Annotated[int | None, typer.Option(help="rows that speed is measured with")] = None,
-    trials: Annotated[int | None, typer.Option(help="designs to try")] = None,
-    parallel: Annotated[int | None, typer.Option(help="trials at a time")] = None,
-    passes: Annotated[list[str] | None, typer.Option("--pass", help="prune, share, quantize; again for more")] = None,
-    sampler: Annotated[str | None, typer.Option(help="random, tpe, nsga2")] = None,
-    confidence: Annotated[float | None, typer.Option()] = None,
-    time_limit: Annotated[float | None, typer.Option(help="seconds after which no design is begun")] = None,
-    finetune: Finetune = None,
+    objective: Annotated[str | None, typer.Option(help="latency, throughput, size (latency)")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="rows that speed is measured with (1 for latency, 32 for throughput)")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="designs to try (12)")] = None,
+    parallel: Annotated[int | None, typer.Option(help="trials at a time (1)")] = None,
+    passes: Annotated[
+        list[str] | None, typer.Option("--pass", help="prune, share, quantize; again for more (prune and quantize)")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="random, tpe, nsga2 (tpe)")] = None,
+    confidence: Annotated[float | None, typer.Option(help="of the verdict (0.95)")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(help="seconds after which no design is begun; none unless said")
+    ] = None,
+    finetune: Annotated[
+        str | None,
+        typer.Option(help="of what lost weights; see prune. Unless this or the next two: 4 epochs at a rate of 0.02"),
+    ] = None,
     finetune_epochs: Epochs = None,
     finetune_lr: Rate = None,
     seed: Seed = None,
@@ -85,29 +98,40 @@ def optimize(
 ) -> None:
     """Finds the fastest version that is proven to keep its accuracy."""
     fields = {
-        "model": model, "dataset": dataset, "targets": target or None, "max_accuracy_drop": max_accuracy_drop,
+        "model": model, "dataset": dataset, "targets": target or None,
+        "max_accuracy_drop": share_of("--max-accuracy-drop", max_accuracy_drop),
         "objective": objective, "batch": batch, "trials": trials, "parallel": parallel, "passes": passes or None,
         "sampler": sampler, "confidence": confidence, "time_limit_s": time_limit,
         "finetune": training(finetune, finetune_epochs, finetune_lr), "seed": seed, "dry_run": dry or None,
     }  # fmt: skip
-    run(context, "optimize", wait, more, fields, optimized)
+    run(context, "optimize", wait, more, fields)
 
 
 def replay(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="the version whose recipe it is: name@5")],
-    on: Annotated[str, typer.Option(help="another checkpoint of the same architecture: name@1, or a name: its newest")],
-    dataset: DatasetOption = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            help="another checkpoint of the same architecture: name@1, or a name: its newest upload that fits"
+        ),
+    ],
+    dataset: Annotated[str | None, typer.Option(help="name, or name@2; those of the recipe unless said")] = None,
 ) -> None:
     """Does what made a version again, to another checkpoint of the same architecture."""
     told = state(context)
+    steps: list[Job] = []
 
     def followed(job: Job) -> Job:
+        if not steps:
+            told.tell(f"the recipe of {model}, from {job.model} on")
         told.warn(job)
-        return follow(told.client, job, told.err)
+        steps.append(told.follow(job))
+        return steps[-1]
 
     made = told.client.replay(model, on, dataset=dataset, follow=followed)
-    told.answer(made, lambda: told.say(made.ref))
+    told.answer(made, lambda: shown(told, steps[-1]))
+    leave(steps[-1])
 
 
 def report(
@@ -115,10 +139,11 @@ def report(
     job: str,
     html: Annotated[Path | None, typer.Option(help="a file for the page with plots; it needs nothing else")] = None,
 ) -> None:
-    """What a job has found: JSON, or a page with plots."""
+    """What a job has found, in short; all of it with --json, or as a page with plots."""
     told = state(context)
     if html is None:
-        told.answer(told.client.jobs.report(job))
+        whole = told.client.jobs.report(job)
+        told.answer(whole, lambda: summary(told, Job(whole)))
         return
     with told.err.status("drawing"):
         page = told.client.jobs.report_html(job)
@@ -135,7 +160,10 @@ def spaces(given: list[str] | None) -> dict[str, Any]:
             raise UsageError(f"{item!r} is no space: say train.lr=0.01,0.1 or prune.amount=0.2..0.8")
         if name in found:
             raise UsageError(f"--space names {name} twice")
-        found[name] = _choices(told) if (ends := _RANGE.match(told)) is None else _range(item, ends)
+        ends = _RANGE.match(told)
+        if ends is None and ".." in told and not told.lstrip().startswith(("[", '"')):
+            raise UsageError(f"{item!r} is no range: it takes both ends, as in {name}=0.1..0.8")
+        found[name] = _choices(told) if ends is None else _range(item, ends)
     return found
 
 

@@ -104,7 +104,8 @@ class Client:
     def replay(
         self, ref: str, on: str, *, dataset: str | None = None, follow: Callable[[Job], Job] | None = None
     ) -> Version:
-        """Does what made the version `ref` again, to `on`: another checkpoint of the same architecture.
+        """Does what made the version `ref` again, to `on`: another checkpoint of the same architecture, `name@1`, or of
+        a bare name the newest upload that fits.
 
         Submits the chain one job after the other and waits for each (with `follow`, where it is given). Returns the
         last version. Raises OtherNetwork before anything is submitted, and JobFailed.

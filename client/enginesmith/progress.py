@@ -51,6 +51,8 @@ def outcome(job: Job) -> str:
     if job.status != "succeeded":
         return job.status
     result = job.result or Record()
+    if (result.get("report") or {}).get("dry_run"):
+        return "looked"
     parts = [str(result.get("model") or job.status)]
     if result.get("verdict"):
         parts.append(str(result.verdict))

@@ -25,7 +25,7 @@ class Record(dict[str, Any]):
 
 
 class Job(Record):
-    """One piece of work."""
+    """One piece of work. Printed in short: `raw` is the whole."""
 
     id: str
     kind: str
@@ -43,13 +43,18 @@ class Job(Record):
     parent: str | None
     attempt: int
 
+    def __repr__(self) -> str:
+        made = (self.get("result") or {}).get("model")
+        told = (self.get("kind"), self.get("model"), self.get("status"), f"→ {made}" if made else None)
+        return f"<Job {self.get('id')}: {' '.join(str(part) for part in told if part)}>"
+
     @property
     def ended(self) -> bool:
         return self["status"] in ENDED
 
 
 class Version(Record):
-    """An immutable version of a model."""
+    """An immutable version of a model. Printed in short: `raw` is the whole."""
 
     ref: str
     name: str
@@ -65,6 +70,12 @@ class Version(Record):
     parent: str | None
     made_by: Record
     architecture: str | None
+
+    def __repr__(self) -> str:
+        quality = (self.get("metrics") or {}).get("quality")
+        told = [self.get("format"), f"{self['parameters']:,} parameters" if self.get("parameters") else None]
+        told += [f"{quality['name']} {quality['value']:.4f}" if quality else None, self.get("verdict")]
+        return f"<Version {self.get('ref')}: {', '.join(str(part) for part in told if part)}>"
 
 
 class Prediction(Record):

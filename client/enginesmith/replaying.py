@@ -36,18 +36,22 @@ def replay(models: Models, jobs: Jobs, ref: str, on: str, dataset: str | None, f
 
 
 def fitting(models: Models, root: Version, on: str) -> Version:
-    """The version that `on` means: itself, or of a bare name the newest of the root's architecture. Raises
-    OtherNetwork that says what differs."""
+    """The version that `on` means: itself, or of a bare name the newest of the root's architecture that was uploaded.
+    What jobs have made of it is passed over: a recipe done again to its own result would be another recipe. Raises
+    OtherNetwork that says what differs, EnginesmithError where none was uploaded."""
     name, number = split_ref(on)
     if number is not None:
         found = models.version(on)
         _check(models, root, found)
         return found
     versions = [Version(v) for v in sorted(models.get(name)["versions"], key=lambda v: v["version"], reverse=True)]
-    for version in versions:
+    uploads = [version for version in versions if version.get("parent") is None]
+    if not uploads:
+        raise EnginesmithError(f"{name} has no uploaded version any more: say which one, such as {versions[0].ref}")
+    for version in uploads:
         if not _differences(models, root, version, look=False):
             return version
-    closest = next((v for v in versions if v.format == root.format), versions[0])
+    closest = next((v for v in uploads if v.format == root.format), uploads[0])
     _check(models, root, closest)
     return closest
 

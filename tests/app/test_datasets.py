@@ -17,6 +17,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from app.domain.records import Dataset
+from app.domain.splits import told as splits_of
 from app.errors import Problem
 from app.intake.draft import Intake
 from app.intake.manifest import DatasetManifest
@@ -65,6 +66,16 @@ async def test_arrays(client: httpx.AsyncClient, artifacts: Artifacts, catalog: 
     x = random.random((1000, 1, 28, 28), dtype=np.float32)
     together = np.concatenate([x for x, _ in splits.values()])
     assert np.array_equal(np.sort(together[:, 0, 0, 0]), np.sort(x[:, 0, 0, 0]))
+    told = splits_of(catalog.dataset("set"))
+    assert (told["rows"], told["seed"], set(told["index"])) == (record["rows"], 0, {"train", "val", "test"})
+    for name, path in told["index"].items():
+        answer = await client.get(path)
+        assert answer.headers["etag"]
+        rows = np.load(io.BytesIO(answer.content))
+        assert np.array_equal(x[rows], splits[name][0])
+    assert (await client.head(told["index"]["test"])).headers["content-length"] == str(len(answer.content))
+    problem(await client.get("/v1/datasets/set/versions/1/files/../secret"), 404)
+    problem(await client.get("/v1/datasets/set/versions/1/files/none.npy"), 404, "file_not_found")
     assert (await push_dataset(client, rows=1000))["ref"] == "set@2"
     first, second = (loaded(artifacts, d) for d in catalog.dataset_versions("set"))
     assert all(np.array_equal(first[s][0], second[s][0]) for s in first)

@@ -49,6 +49,47 @@ async def test_a_search_starts_from_a_version_that_its_first_link_can_use(ready:
     assert last["model"] == "net@2"  # quantize takes what can be converted
 
 
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ({"choices": [0.01, 0.1]}, [0.01, 0.1]),
+        ({"values": [0.01, 0.1]}, [0.01, 0.1]),
+        ({"type": "categorical", "choices": [0.1]}, [0.1]),
+        ({"min": 0.01, "max": 0.1, "log": True}, {"low": 0.01, "high": 0.1, "log": True, "step": None, "type": None}),
+    ],
+)
+async def test_a_dimension_as_others_write_it(ready: httpx.AsyncClient, given: Any, stored: Any) -> None:
+    job = await submit(ready, SEARCH | {"space": {"train.lr": given}})
+    assert job["spec"]["space"]["train.lr"] == stored
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"choices": []}, "at least 1"),
+        ({"min": 0.2, "max": 0.1}, "contradictory"),
+        ({"min": 0.1, "high": 0.2}, "min"),
+        ({"choices": [0.1], "low": 1}, "choices"),
+        ({"type": "int", "values": [1]}, "values"),
+        ({}, "low"),
+    ],
+)
+async def test_a_dimension_that_is_neither(ready: httpx.AsyncClient, given: Any, word: str) -> None:
+    body = problem(await ready.post("/v1/jobs", json=SEARCH | {"space": {"train.lr": given}}), 422, "invalid")
+    assert word in str(body["errors"])
+
+
+async def test_a_chain_may_be_named_by_its_space(ready: httpx.AsyncClient) -> None:
+    fields = {name: SEARCH[name] for name in ("kind", "model", "dataset")}
+    space = {"prune.method": ["channel"], "train.lr": [0.1], "prune.amount": {"low": 0.1, "high": 0.5}}
+    job = await submit(ready, fields | {"space": space, "sampler": "bayesian", "objective": "quality"})
+    assert job["spec"]["chain"] == [{"kind": "prune"}, {"kind": "train"}]  # as they first appear
+    assert (job["spec"]["sampler"], job["spec"]["objectives"]) == ("tpe", ["quality"])
+    numbered = {"1.train.lr": [0.1], "0.train.epochs": [1, 2]}
+    job = await submit(ready, fields | {"space": numbered})
+    assert job["spec"]["chain"] == [{"kind": "train"}, {"kind": "train"}]
+
+
 async def test_an_estimator_needs_no_model(ready: httpx.AsyncClient) -> None:
     job = await submit(ready, FOREST)
     assert (job["model"], job["dataset"]) == (None, "set@1")
@@ -68,7 +109,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"parallel": 0}, "invalid", "parallel"),
     ({"sampler": "psychic"}, "invalid", "sampler"),
     ({"estimator": "random_forest"}, "invalid", "either"),
-    ({"chain": None}, "invalid", "either"),
+    ({"chain": None, "space": {"lr": [0.1]}}, "invalid", "either"),
+    ({"chain": None, "space": {"train.lr": [0.1], "1.prune.amount": [0.5]}}, "invalid", "either"),
+    ({"chain": None, "space": {"0.train.lr": [0.1], "2.prune.amount": [0.5]}}, "invalid", "either"),
+    ({"chain": None, "space": {"evaluate.samples": [5]}}, "invalid", "either"),
+    ({"chain": None, "space": {"prune.amount": [0.5]}}, "bad_chain", "method"),
     ({"chain": []}, "invalid", "chain"),
     ({"space": {"lr": [0.1]}}, "bad_space", "lr"),
     ({"space": {"train.learning_rate": [0.1]}}, "bad_space", "learning_rate"),

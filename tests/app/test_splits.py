@@ -1,6 +1,9 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
+from app.domain.splits import RULE, SEED
 from app.errors import BadDataset
 from app.intake.manifest import Shares
 from app.intake.splits import cut, told
@@ -21,6 +24,23 @@ def test_classes_keep_their_proportions() -> None:
     assert np.bincount(y[found["test"]]).tolist() == [200, 20, 2]
     assert np.abs(np.bincount(y[found["val"]]) - [160, 16, 1.6]).max() < 1
     assert not np.array_equal(found["test"], np.arange(0, 1110, 5))
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_the_rule_that_reports_tell_cuts_the_same_rows(classes: bool) -> None:
+    y: Any = np.random.default_rng(3).integers(0, 7, 503) if classes else np.linspace(0, 1, 503)
+    found = cut(y, Shares(), has_val=False, has_test=False)
+    left = np.arange(len(y))
+    assert all(name in RULE for name in ("test", "val", "default_rng(seed)", "int((i + 0.5) * n / k)"))
+    for name in ("test", "val"):
+        rows = np.random.default_rng(SEED).permutation(left)
+        if classes:
+            rows = rows[np.argsort(y[rows], kind="stable")]
+        n, k = len(rows), len(found[name])
+        taken = rows[[int((i + 0.5) * n / k) for i in range(k)]]
+        assert sorted(taken) == found[name].tolist()
+        left = np.setdiff1d(left, taken)
+    assert left.tolist() == found["train"].tolist()
 
 
 def test_numbers_are_shuffled() -> None:

@@ -79,7 +79,9 @@ async def test_a_teacher_of_other_labels_is_refused(school: httpx.AsyncClient, t
 
 
 async def test_a_teacher_that_there_is_not(school: httpx.AsyncClient) -> None:
-    problem(await school.post("/v1/jobs", json=TRAIN | {"teacher": "nobody"}), 404, "model_not_found")
+    body = problem(await school.post("/v1/jobs", json=TRAIN | {"teacher": "nobody"}), 404, "model_not_found")
+    assert body["detail"] == "the teacher 'nobody' is not here: no model 'nobody'"
+    assert body["errors"][0]["loc"] == ["teacher"]
     problem(await school.post("/v1/jobs", json=TRAIN | {"teacher": "net@9"}), 404, "version_not_found")
     problem(await school.post("/v1/jobs", json=TRAIN | {"teacher": "no name"}), 422, "invalid")
 

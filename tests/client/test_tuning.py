@@ -7,33 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from enginesmith import Client, EnginesmithError, OtherNetwork, cli
+from enginesmith import Client, EnginesmithError, OtherNetwork
 from enginesmith.cli_state import UsageError
 from enginesmith.cli_tuning import spaces
 from enginesmith.replaying import differing
 
-from .stub import Answer, Stub, job, sse
+from .stub import Answer, Stub, answers, job, sse
 
 DIFFERENCE = {"name": "accuracy", "difference": -0.003, "low": -0.011, "high": 0.005, "n": 10_000, "confidence": 0.95}
-
-
-@pytest.fixture
-def run(stub: Stub, capfd: pytest.CaptureFixture[str]):
-    def command(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(["--url", stub.url, *words])
-        said = capfd.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return command
-
-
-def answers(stub: Stub, kind: str, report: dict[str, Any], model: str | None = "net@2", **more: Any) -> None:
-    """The next job of any kind ends at once with this."""
-    done = job("succeeded", kind=kind, result={"model": model, "verdict": more.pop("verdict", None), "report": report})
-    stub.on("POST", "/v1/jobs", Answer(202, job(kind=kind, **more)))
-    stub.on("GET", "/v1/jobs/j1/events", sse(("1-0", "state", {"status": "succeeded"})))
-    stub.on("GET", "/v1/jobs/j1", Answer(200, done))
 
 
 def test_fields_of_every_kind(stub: Stub, run) -> None:
@@ -84,7 +65,20 @@ def test_spaces() -> None:
         "d": {"low": -1, "high": 1},
         "e": {"low": 1, "high": 9, "type": "int"},
     }
-    for wrong in ("a", "a=", "=1", "a=1..2:lag", "a=1..2:step", "a=1..2:log=3", "a=1..2:step=x", "a=1.2.3..4", "a=[1"):
+    assert spaces(['a=["..",1]', "b=1.5..2"]) == {"a": ["..", 1], "b": {"low": 1.5, "high": 2}}
+    for wrong in (
+        "a=0.1..",
+        "a=..1",
+        "a",
+        "a=",
+        "=1",
+        "a=1..2:lag",
+        "a=1..2:step",
+        "a=1..2:log=3",
+        "a=1..2:step=x",
+        "a=1.2.3..4",
+        "a=[1",
+    ):
         with pytest.raises(UsageError):
             spaces([wrong])
     with pytest.raises(UsageError, match="twice"):
@@ -122,7 +116,9 @@ def test_optimize_tells_the_verdict_the_candidates_and_what_is_next(stub: Stub, 
         "table": [
             {"name": "t0", "design": "fp32", "job": "x", "quality": 0.91, "speedup": 1.0, "bytes": 2048,
              "why_not": None},
-            {"name": "t1", "design": "prune 0.5 + int8", "quality": None, "speedup": 3.1, "bytes": None},
+            {"name": "t1", "design": "prune 0.5 + int8", "quality": 0.9, "gain": 3.1, "speedup": 3.1,
+             "speedup_low": 2.9, "speedup_high": 3.2, "bytes": None},
+            {"name": "t2", "design": "gone", "quality": None, "gain": None, "why_not": "too slow at a quick look"},
         ],
         "front": [{"model": "net@2", "design": "prune 0.5 + int8", "quality": {"name": "accuracy", "value": 0.9,
                    "low": 0.89, "high": 0.91}, "speedup": {"1": 3.1}, "bytes": 999, "verdict": "unproven"}],
@@ -130,14 +126,22 @@ def test_optimize_tells_the_verdict_the_candidates_and_what_is_next(stub: Stub, 
     }  # fmt: skip
     answers(stub, "optimize", report, verdict="unproven", warnings=["the test split has 360 rows"])
     code, out, err = run("optimize", "net", "--dataset", "d")
-    assert code == 0
+    assert code == 5  # unproven: a script sees that it cannot be deployed as it is
     assert "warning: the test split has 360 rows" in err
     assert "note: a note" in err
     assert out.count("Unproven: told") == 1
-    for line in ("prune 0.5 + int8", "2.0 KiB", "accuracy 0.9000 [0.8900, 0.9100]", "3.10× at 1"):
+    for line in (
+        "prune 0.5 + int8",
+        "2.0 KiB",
+        "3.10× [2.90, 3.20]",
+        "0.9000 [0.8900, 0.9100]",
+        "3.10× at 1",
+        "accuracy (test)",
+    ):
         assert line in out
     assert out.endswith("net@2\nnext: enginesmith deploy net net@2 --instances 2 --threads 4 --max-batch 32 --force\n")
-    assert "why not" not in out
+    assert "only with --force, because the samples are too few to show" in out
+    assert "not measured: gone: too slow at a quick look" in out
     answers(stub, "optimize", report | {"front": "?", "table": {}}, verdict="accepted")
     out = run("optimize", "net", "--dataset", "d")[1]
     assert out.endswith("deploy net net@2 --instances 2 --threads 4 --max-batch 32\n")
@@ -147,12 +151,28 @@ def test_evaluate_tells_both_and_the_difference(stub: Stub, run) -> None:
     quality = {"name": "accuracy", "value": 0.9, "low": 0.89, "high": 0.91}
     report = {
         "model": "net@2", "quality": quality, "latency": [{"batch": 1, "p50_ms": 0.5}], "baseline": "net@1",
-        "baseline_quality": quality, "baseline_latency": [], "difference": DIFFERENCE, "speedup": {"1": 2.5},
-        "verdict": "unproven",
+        "baseline_quality": quality, "baseline_latency": [], "difference": DIFFERENCE, "speedup": {"1": 2.5, "8": 1.1},
+        "speedup_spread": {"1": {"ratio": 2.5, "low": 2.25, "high": 2.75},
+                           "8": {"ratio": 1.1, "low": 0.9, "high": 1.2}},
+        "verdict": {"verdict": "unproven", "difference": DIFFERENCE, "told": "Unproven: too few."},
+        "notes": ["Unproven: too few."],
     }  # fmt: skip
-    answers(stub, "evaluate", report)
+    put(stub, version("net@1", bytes=4096), version("net@2", bytes=1024))
+    answers(stub, "evaluate", report, verdict="unproven")
+    code, out, err = run("evaluate", "net", "--dataset", "d", "--baseline", "net@1")
+    assert code == 5
+    assert (out.count("Unproven: too few."), err.count("Unproven: too few.")) == (1, 0)
+    answers(stub, "evaluate", report | {"verdict": "unproven", "notes": []}, verdict="unproven")
     out = run("evaluate", "net", "--dataset", "d", "--baseline", "net@1")[1]
-    for line in ("0.9000 [0.8900", "0.5 at batch 1", "2.50× at batch 1", "-0.30 points [-1.10, +0.50]", "unproven"):
+    for line in (
+        "1.10× [0.90, 1.20] at batch 8 (no difference shown)",
+        "size: 4.0 KiB → 1.0 KiB (-75%)",
+        "0.9000 [0.8900",
+        "0.5 at batch 1",
+        "2.50× [2.25, 2.75] at batch 1",
+        "-0.30 points [-1.10, +0.50]",
+        "unproven",
+    ):
         assert line in out
 
 
@@ -190,7 +210,7 @@ def test_a_report_into_a_file(stub: Stub, run, tmp_path: Path) -> None:
     assert (tmp_path / "r.html").read_text("utf-8") == "<!doctype html>é"
     assert stub.asked[0].headers["Accept"] == "text/html"
     stub.on("GET", "/v1/jobs/j1/report", Answer(200, {"id": "j1"}))
-    assert json.loads(run("report", "j1")[1]) == {"id": "j1"}
+    assert json.loads(run("report", "j1", "--json")[1]) == {"id": "j1"}
 
 
 def test_client_has_words_for_both(stub: Stub, client: Client) -> None:
@@ -240,7 +260,8 @@ def kitchen(stub: Stub) -> Stub:
     done = [
         job("succeeded", id=f"j{n}", result={"model": f"new@{n}", "verdict": None, "report": {}}) for n in (3, 4, 5)
     ]
-    stub.on("POST", "/v1/jobs", *(Answer(202, found) for found in done))
+    place = iter(done * 3)
+    stub.on("POST", "/v1/jobs", lambda asked: Answer(202, next(place) | {"model": asked.json["model"]}))
     for found in done:
         stub.on("GET", f"/v1/jobs/{found['id']}", Answer(200, found))
         stub.on("GET", f"/v1/jobs/{found['id']}/events", sse(("1-0", "state", {"status": "succeeded"})))
@@ -274,6 +295,22 @@ def test_a_bare_name_is_its_newest_of_that_architecture(kitchen: Stub, client: C
     kitchen.on("GET", "/v1/models/new/versions/5", Answer(200, version("new@5")))
     client.replay("net@4", "new")
     assert submitted(kitchen)[0]["model"] == "new@1"
+
+
+def test_a_bare_name_is_an_upload_and_not_what_jobs_made_of_it(kitchen: Stub, client: Client, run) -> None:
+    put(kitchen, version("new@1"), version("new@2"), version("new@3", parent="new@2"), version("new@5", parent="new@4"))
+    client.replay("net@4", "new")
+    assert submitted(kitchen)[0]["model"] == "new@2"
+    put(kitchen, version("new@1"), version("new@5", parent="new@4"))
+    code, out, err = run("replay", "net@4", "--on", "new")
+    assert (code, out) == (0, "new@5\n")
+    assert submitted(kitchen)[-3]["model"] == "new@1"
+    assert "the recipe of net@4, from new@1 on\n" in err
+    put(kitchen, version("new@5", parent="new@1"))
+    with pytest.raises(EnginesmithError, match="no uploaded version any more: say which one, such as new@5"):
+        client.replay("net@4", "new")
+    client.replay("net@4", "new@5")  # by its number any version
+    assert submitted(kitchen)[-3]["model"] == "new@5"
 
 
 def test_another_architecture_is_refused_with_what_differs(kitchen: Stub, client: Client, run) -> None:

@@ -26,10 +26,19 @@ def test_a_report_and_a_recipe(client: Client, tmp_path: Path, capfd: pytest.Cap
     page = tmp_path / "report.html"
     command("--url", client.url, "report", made.id, "--html", str(page))
     text = page.read_text("utf-8")
-    assert text.count("<svg") >= 2  # channels, latency
+    assert text.count("<svg") >= 3  # channels, latency as a histogram and by batch
+    assert "Latency of a run of 64 rows" in text
     assert "could not be drawn" not in text
     assert "first@2" in text
     assert "<script" not in text
+
+    found = client.jobs.report(made.id)
+    assert [(step["ref"], step["made_by"]["kind"]) for step in found["lineage"]] == [
+        ("first@1", "import"),
+        ("first@2", "prune"),
+    ]
+    assert found["lineage"][1]["changes"]["parameters"]["after"] < 59
+    assert [spec["kind"] for spec in found["recipe"]["chain"]] == ["prune"]
 
     recipe = client.models.recipe("first@2")
     assert (recipe.root, recipe.made, [spec.kind for spec in recipe.chain]) == ("first@1", ["first@2"], ["prune"])

@@ -1,5 +1,6 @@
 """The training loop: it learns, resumes to the same weights, stops early, keeps zeros, says when it diverges."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from app.domain.specs import Training
 from app.errors import Unprocessable
 from workers.nn.data import Data
-from workers.nn.finetune import bounded
+from workers.nn.finetune import bounded, worsened
 from workers.nn.fit import fit
 from workers.nn.predict import eager
 from workers.nn.quality import answers
@@ -80,6 +81,29 @@ def test_early_stopping_gives_back_the_best_weights(bands: Data, listener: Liste
     assert (
         answers(eager(module), bands.val, 64).value() == done.best == listener.rows[done.best_epoch - 1]["val_accuracy"]
     )
+
+
+def test_what_training_made_worse_is_told_or_given_back(bands: Data, listener: Listener) -> None:
+    module = network()
+    done = fit(module, bands, Training(epochs=8, lr=0.05), listener)
+    assert (done.before, worsened(done)) == (None, None)  # a training of its own
+    wrong = replace(bands, train=replace(bands.train, y=(bands.train.y + 1) % 3))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    for patience in (3, None):
+        plan = Training(epochs=4, lr=0.1, batch_size=8, schedule="constant", early_stopping=patience)
+        listener.kept.clear()  # another job
+        found = fit(module, wrong, plan, listener, start_counts=True)
+        told = found.summary()
+        assert told["validation"] == {"before": found.before, "after": answers(eager(module), bands.val, 64).value()}
+        if patience:
+            assert (told["best_epoch"], found.after) == (0, found.before)
+            assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+            assert "whose weights were kept" in (worsened(found) or "")
+        else:
+            assert found.after is not None
+            assert found.before is not None
+            assert found.after < found.before
+            assert "made it worse" in (worsened(found) or "")
 
 
 def test_masked_weights_stay_zero(bands: Data, listener: Listener) -> None:

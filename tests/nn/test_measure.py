@@ -4,10 +4,11 @@ import threading
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from running import until
 
-from workers.nn.measure import alone, between_steps, latency
+from workers.nn.measure import alone, between_steps, histogram, latency
 
 
 class Clock:
@@ -31,6 +32,15 @@ def test_latency_counts_enough_runs(clock: Clock, seconds: float, runs: int) -> 
     assert found.runs == pytest.approx(runs, abs=1)
     assert (found.p50_ms, found.p95_ms, found.p99_ms) == pytest.approx((1e3 * seconds,) * 3)
     assert found.throughput_rps == pytest.approx(4 / seconds)
+    assert found.histogram is not None
+    assert sum(found.histogram.counts) == found.runs
+    assert found.histogram.low < found.histogram.high
+
+
+def test_the_histogram_leaves_the_slowest_out() -> None:
+    found = histogram(np.array([1.0] * 50 + [2.0] * 49 + [500.0]))
+    assert (found.low, found.high) == (1.0, 2.0)
+    assert (found.counts[0], found.counts[-1], sum(found.counts)) == (50, 49, 99)
 
 
 def test_slow_runs_are_not_repeated_for_ever(clock: Clock) -> None:

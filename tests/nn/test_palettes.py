@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +82,16 @@ def test_the_step_of_a_palette_is_the_mean_of_its_weights_steps() -> None:
         assert values.grad.tolist() == [2.0, 7.0]
 
 
+def as_documented(path, layer):
+    """The weights of a layer, by the lines that the documentation gives."""
+    text = (Path(__file__).parents[2] / "docs" / "optimizing.md").read_text()
+    lines = text.partition("NumPy unpacks a layer so:\n\n")[2].partition("\n\n")[0]
+    assert len(lines.splitlines()) == 4
+    found = {"np": np}
+    exec(textwrap.dedent(lines).replace("conv1", layer).replace('"packed.npz"', repr(str(path))), found)  # noqa: S102  our own lines
+    return found["weight"]
+
+
 @pytest.mark.parametrize("k", [2, 3, 16, 200])
 def test_what_is_written_reads_back_and_is_small(tmp_path, k) -> None:
     torch.manual_seed(0)
@@ -88,6 +100,7 @@ def test_what_is_written_reads_back_and_is_small(tmp_path, k) -> None:
     with torch.no_grad():
         net[0].weight.copy_(found.weights())
     size = palettes.write(tmp_path / "packed.npz", net, ["0"])
+    assert np.array_equal(as_documented(tmp_path / "packed.npz", "0"), net[0].weight.detach().numpy())
     state = palettes.read(tmp_path / "packed.npz")
     assert state.keys() == net.state_dict().keys()
     assert all(torch.equal(state[n], t) for n, t in net.state_dict().items())

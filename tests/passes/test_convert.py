@@ -163,6 +163,12 @@ def test_evaluate_any_format_against_a_baseline(ready) -> None:
     assert found["difference"]["low"] <= 0 <= found["difference"]["high"]
     assert [t["batch"] for t in found["latency"]] == [1, 8]
     assert "McNemar" in found["difference"]["method"]
+    told = outcome.report["verdict"]  # the same fields whatever the job; beside a version the word alone
+    assert set(told) == {
+        "verdict", "told", "difference", "max_accuracy_drop", "samples_needed", "against", "split",
+    }  # fmt: skip
+    assert (told["verdict"], told["against"], told["split"]) == (found["verdict"], "m@1", "test")
+    assert found["verdict"] in ("accepted", "unproven")
     spread = found["speedup_spread"]["8"]
     assert set(found["speedup"]) == {"1", "8"}
     assert spread["low"] <= found["speedup"]["8"] == spread["ratio"] <= spread["high"]

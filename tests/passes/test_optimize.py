@@ -109,10 +109,17 @@ def test_it_races_chooses_on_val_and_proves_on_test(ready: Bench) -> None:
     assert {row["batch"] for row in settings["tried"]} == {1, 8}
     assert settings["recommended"]["instances"] == 1  # for latency
     assert settings["told"] in report["notes"]
+    assert {len(epochs) for epochs in report["training"].values()} <= {QUICK["epochs"]}
+    assert "tuned-onnxruntime-fp32" in report["training"]
+    assert set(report["layers"]) == {"conv1", "conv2", "fc1", "fc2"}
+    assert sum(report["winner"]["latency"][0]["histogram"]["counts"]) > 0
+    shares = next(f for f in report["figures"] if f["title"] == "Latency of a run of 1 row")
+    assert "an engine that does nothing" in [series["name"] for series in shares["series"]]
     assert len(list(ready.artifacts.keys("trials/shared"))) == 1  # the original was asked once for all of them
 
     again = optimize(ready, trials=2, passes=["prune"], max_accuracy_drop=0.1)
     assert again.cache_hit
+    assert again.report["training"].keys() >= {"tuned-onnxruntime-fp32"}  # kept with what was computed before
     assert [row["quality"] for row in again.report["table"]] == [row["quality"] for row in report["table"]]
 
 
@@ -138,7 +145,11 @@ def test_where_nothing_can_be_trained_precisions_are_raced(bench: Bench, stripes
     found = optimize(bench, passes=["prune"], trials=3)
     assert [row["name"] for row in found.report["table"]] == ["plain-onnxruntime-fp32"]
     assert found.verdict == "unproven"  # 200 rows
-    assert found.report["verdict"]["samples_needed"] == 381
+    told = found.report["verdict"]
+    assert told["samples_needed"] == 381
+    assert set(told) == {
+        "verdict", "told", "difference", "differences", "max_accuracy_drop", "samples_needed", "against", "split",
+    }  # fmt: skip
     assert any("cannot be trained" in note for note in found.report["notes"])
     assert any("it takes 381" in note for note in found.report["notes"])
     job = bench.catalog.job(found.report["table"][0]["job"].partition("-")[0])

@@ -131,6 +131,9 @@ def test_n_of_m_holds_after_training_and_promises_little(ready) -> None:
     assert report["finetune"]["teacher"] == "m@1"
     assert any("SPARSE_WEIGHTS" in note for note in report["notes"])
     assert any("conv2 (its input size is 10" in note for note in report["notes"])
+    _, report = ready.run(kind="prune", model="m@1", method="n_m", n=3, m=7)
+    assert report["notes"][0].startswith("Nothing went: no layer has an input size that is a multiple of 7.")
+    assert report["sparsity"] == 0
     _, report = ready.run(**PRUNE, method="n_m", n=1, m=2)
     assert "conv2" in report["pattern"]["layers"]
     assert any("No hardware known" in note for note in report["notes"])

@@ -14,7 +14,7 @@ from app.domain.records import Signature, Tensor
 from app.errors import Unprocessable
 from workers.net import Net, load, save
 from workers.nn.export import to_onnx
-from workers.nn.palettes import distinct
+from workers.nn.palettes import distinct, read
 from workers.passes import Outcome
 
 
@@ -119,6 +119,13 @@ def test_palettes_stay_through_finetuning_and_their_size_is_that_of_a_file(ready
     layers = {n: distinct(net.module.get_submodule(n)) for n in ("conv1", "conv2", "fc1", "fc2")}
     assert max(layers.values()) <= 8
     assert version.details["shared"]["values"] == layers
+    _, folder = ready.context({"kind": "share"}).source(version.ref)
+    assert version.files.keys() == {"architecture.json", "model.safetensors", "packed.npz"}
+    assert (folder / "packed.npz").stat().st_size == version.details["shared"]["bytes"]
+    state, packed = net.module.state_dict(), read(folder / "packed.npz")
+    assert packed.keys() == state.keys()
+    assert all(torch.equal(packed[name], value) for name, value in state.items())
+    assert report["notes"][0] == "4 of 4 convolution and linear layers changed; 100.0 % of their weights were in those."
     size = report["size"]
     assert 21_750 * 3 / 8 < size["packed"] == version.details["shared"]["bytes"] < size["before_deflated"] / 4
     assert size["before"] == ready.catalog.version("m", 1).bytes - len(_architecture(ready))

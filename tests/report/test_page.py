@@ -26,20 +26,23 @@ class Parsed(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text: list[str] = []
+        self.cut = 0  # tables that stand in no box that scrolls: a phone would show their left half
         self.feed(text)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self.cut += not any("scroll" in name for name in self.open)
         if tag not in VOID:
-            self.open.append(tag)
+            self.open.append(f"{tag}.scroll" if ("class", "scroll") in attrs else tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        assert self.open.pop().removesuffix(".scroll") == tag
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
@@ -98,7 +101,8 @@ REPORT = {
     "notes": ["Zeros give no speed.", EVIL],
     "channels": {"conv1": {"before": 10, "after": 5}, EVIL: {"before": 20, "after": 10}},
     "layers": {"conv1": {"sparsity_before": 0.0, "sparsity_after": 0.5}},
-    "latency": [{"runtime": "openvino", "batch": 1, "p50_ms": 0.3, "p95_ms": 0.4, "p99_ms": 0.5}],
+    "latency": [{"runtime": "openvino", "batch": 1, "p50_ms": 0.3, "p95_ms": 0.4, "p99_ms": 0.5, "runs": 50,
+                 "histogram": {"low": 0.2, "high": 0.6, "counts": [10, 20, 15, 4]}}],
     "baseline_latency": [{"runtime": "openvino", "batch": 1, "p50_ms": 1.3, "p95_ms": 1.4, "p99_ms": 1.5}],
     "parameters": {"before": 272474, "after": 68000},
     "table": [{"name": EVIL, "speedup": 2.5}],
@@ -158,8 +162,8 @@ def test_everything_is_escaped(drawn: str) -> None:
 def test_figures_fit_a_phone_and_are_told_in_words(drawn: str) -> None:
     parsed = Parsed(drawn)
     drawings = parsed.named("svg")
-    # those of the pass, and: the difference, loss, accuracy, zeros, channels, latency
-    assert len(drawings) == len(FIGURES) + 6
+    # those of the pass, and: the difference, loss, accuracy, zeros, channels, latency as a histogram and by batch
+    assert len(drawings) == len(FIGURES) + 7
     for drawing in drawings:
         assert "width" not in drawing
         assert (
@@ -176,6 +180,11 @@ def test_figures_fit_a_phone_and_are_told_in_words(drawn: str) -> None:
     assert "DejaVu" not in drawn
     assert "mathdefault" not in drawn
     assert "$a_b" in drawn
+
+
+def test_no_table_is_cut(drawn: str) -> None:
+    assert Parsed(drawn).cut == 0
+    assert "overflow-x: auto" in drawn
 
 
 def test_the_verdict_in_plain_words(drawn: str) -> None:
@@ -211,7 +220,7 @@ def test_without_drawing_the_figures_are_tables() -> None:
     parsed = Parsed(text)
     assert parsed.named("svg") == []
     assert "They could not be drawn." in text
-    assert len(parsed.named("figure")) == len(FIGURES) + 6
+    assert len(parsed.named("figure")) == len(FIGURES) + 7
     assert "0.88" in text
 
 
@@ -230,6 +239,7 @@ def test_without_drawing_the_figures_are_tables() -> None:
             }
         },
         {"result": {"report": {"difference": "far", "verdict": 3, "channels": {"a": 1}, "latency": "fast"}}},
+        {"result": {"report": {"rows": [{"a": 1, "b": [{"c": 1}, {"c": [{"d": 1}]}]}], "lists": [[[{"a": 1}], 2], 3]}}},
         {"result": {"report": {"deep": {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": [1, [2, [3]]]}}}}}}}}}}},
         {"history": [{"epoch": 1, "loss": float("nan")}, {"text": "x"}, {"epoch": "two", "loss": 1e400}]},
         {"spec": {}, "model": None, "kind": "import"},
@@ -237,5 +247,5 @@ def test_without_drawing_the_figures_are_tables() -> None:
 )
 def test_whatever_a_job_says_there_is_a_page(fields: dict[str, Any]) -> None:
     text = page({"job": job(**fields)})
-    Parsed(text)
+    assert Parsed(text).cut == 0
     assert "<script" not in text

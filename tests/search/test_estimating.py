@@ -12,6 +12,7 @@ from search.conftest import Field
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import GridSearchCV
+from sklearn.tree import DecisionTreeClassifier
 
 from app.domain.records import Dataset, Job, Split, now
 from app.storage.registry import publish_dataset, put_files
@@ -43,11 +44,11 @@ def iris(field: Field, tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
     return x[cuts["train"]], y[cuts["train"]]
 
 
-def run(field: Field, **asked: Any) -> Job:
+def run(field: Field, id: str = "s1", **asked: Any) -> Job:
     spec = {"kind": "search", "dataset": "iris", "estimator": "random_forest", "cv": 3, "space": GRID} | asked
-    job = Job(id="s1", kind="search", spec=spec, dataset="iris@1", created_at=now())
+    job = Job(id=id, kind="search", spec=spec, dataset="iris@1", created_at=now())
     field.parts.queue.enqueue(field.parts.catalog.add(job))
-    return field.finish("s1")
+    return field.finish(id)
 
 
 def test_a_grid_is_grid_search_cv(field: Field, iris: tuple[np.ndarray, np.ndarray]) -> None:
@@ -61,10 +62,55 @@ def test_a_grid_is_grid_search_cv(field: Field, iris: tuple[np.ndarray, np.ndarr
     assert [row["mean_test_score"] for row in found["cv_results"]] == list(theirs.cv_results_["mean_test_score"])
     assert found["trials"]["complete"] == 8
     assert found["quality"]["split"] == "test"
+    assert found["splits"] == {
+        "dataset": "iris@1", "rows": {"train": 90, "val": 20, "test": 40}, "note": "given",
+    }  # fmt: skip
     assert job.result.model == "forest@1"
     version = field.parts.catalog.version("forest", 1)
     assert (version.format, version.made_by.job) == ("onnx", "s1")
     assert job.history
+
+
+def test_the_same_candidate_is_fitted_once(
+    field: Field, iris: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: list[dict[str, Any]] = []
+    whole = DecisionTreeClassifier.fit
+
+    def fit(self: Any, *args: Any, **kwargs: Any) -> Any:
+        fits.append(self.get_params())
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(DecisionTreeClassifier, "fit", fit)
+    tree = {"estimator": "decision_tree", "sampler": "grid", "space": {"max_depth": [1, 2, 3]}}
+    first = run(field, "s1", **tree)
+    assert (len(fits), first.cache_hit) == (3 * 3 + 1, False)
+    fits.clear()
+    again = run(field, "s2", **tree)
+    assert (fits, again.cache_hit) == ([], True)
+    assert first.result is not None
+    assert again.result is not None
+    one, two = first.result.report, again.result.report
+    assert one["trials"]["cache_hits"] == 0
+    assert two["trials"]["cache_hits"] == 3
+    assert all(row["cache_hit"] for row in (*two["history"], *two["cv_results"]))
+    assert [row["split_test_scores"] for row in two["cv_results"]] == [
+        row["split_test_scores"] for row in one["cv_results"]
+    ]
+    assert any("scored before" in note for note in two["notes"])
+    # What is asked otherwise is computed: a candidate more, another seed, other folds. Fixed or searched is all one.
+    fixed = run(field, "s3", **tree | {"params": {"min_samples_leaf": 2}, "space": {"max_depth": [4]}})
+    assert (len(fits), fixed.cache_hit) == (4, False)
+    turned = run(field, "s4", **tree | {"params": {"max_depth": 4}, "space": {"min_samples_leaf": [2]}})
+    assert turned.result is not None
+    assert turned.result.report["trials"]["cache_hits"] == 1
+    more = run(field, "s5", **tree | {"space": {"max_depth": [3, 5]}})
+    assert more.result is not None
+    assert [bool(row.get("cache_hit")) for row in more.result.report["history"]] == [True, False]
+    for n, change in enumerate(({"seed": 1}, {"cv": 4})):
+        fits.clear()
+        run(field, f"t{n}", **tree | {"space": {"max_depth": [3]}} | change)
+        assert len(fits) >= 3
 
 
 @pytest.mark.parametrize("more", [{"sampler": "grid", "pruner": "halving"}, {"sampler": "tpe", "trials": 5}])

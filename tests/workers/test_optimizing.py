@@ -1,14 +1,17 @@
 """How the closed loop chooses: the front, the sequence of verdicts, what is proposed next."""
 
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
 import pytest
 
-from app.domain.records import Job, Result, now
+from app.domain.records import Job, Made, Metrics, Result, Signature, Tensor, Version, now
 from app.domain.specs import OptimizeSpec
-from workers.optimizing import verdicts
+from workers.optimizing import anatomy, verdicts
 from workers.optimizing.designs import Design
 from workers.optimizing.front import Candidate, pareto, proven, sequence, undominated
 from workers.optimizing.proposals import AMOUNTS, Room, Tried, propose
-from workers.optimizing.race import Race
+from workers.optimizing.race import Race, worked_s
 from workers.optimizing.told import _notes
 
 SPEC = OptimizeSpec(model="net@1", dataset="data@1")
@@ -84,6 +87,20 @@ def test_the_first_designs_look_for_the_amount_by_halves() -> None:
     assert amounts == [0.35, 0.6, 0.45, 0.5]
 
 
+def test_two_at_a_time_look_for_the_amount_on_both_sides() -> None:
+    """What still runs divides what is left to look at: a second worker must not draw lots meanwhile."""
+    past: list[Tried] = []
+    found: list[list[float]] = []
+    for _ in range(2):
+        for number in (len(past), len(past) + 1):
+            design = propose(SPEC, ROOM, past, number, least=0.9)
+            assert design is not None
+            past.append(Tried(dict(design.params), None, None, runs=True))
+        found.append([tried.params["amount"] for tried in past[-2:]])
+        past = [Tried(t.params, 0.95 if t.params["amount"] <= 0.45 else 0.5, 2.0) for t in past]
+    assert found == [[0.35, 0.6], [0.45, 0.5]]
+
+
 def test_what_is_too_slow_has_more_taken_out_next() -> None:
     first = propose(SPEC, ROOM, [], 0, least=0.9)
     assert first is not None
@@ -134,6 +151,46 @@ def test_what_is_no_faster_when_it_is_judged_does_not_win(ratio: float, winner: 
     assert verdicts.winner(race, verdicts.Choice(("tuned",), ("plain",)), judged) == winner
 
 
+def at(second: float) -> str:
+    return (datetime(2026, 1, 5, tzinfo=UTC) + timedelta(seconds=second)).isoformat().replace("+00:00", "Z")
+
+
+def trial(start: float | None, end: float | None, status: Any = "succeeded") -> Job:
+    times = {"started_at": None if start is None else at(start), "finished_at": None if end is None else at(end)}
+    return Job(id="t", kind="trial", spec={}, status=status, created_at=at(0), **times)
+
+
+def test_what_counts_against_the_time_limit_is_time_in_which_a_trial_ran() -> None:
+    apart = [trial(10, 20), trial(15, 25), trial(1000, 1010)]  # nothing ran in between: all was down, or it queued
+    assert worked_s(apart) == 25
+    # One that waits, or whose process was lost and that waits again, does nothing.
+    assert worked_s([*apart, trial(None, None, "queued"), trial(30, None, "queued")]) == 25
+    began = (datetime.now(UTC) - timedelta(seconds=7)).isoformat().replace("+00:00", "Z")
+    running = trial(0, None, "running").but(started_at=began)
+    assert 7 <= worked_s([running]) < 60
+    spec = SPEC.model_copy(update={"time_limit_s": 24})
+    assert Race(spec, "net@1", "data@1", {}, {}, ROOM, {}, dict(enumerate(apart))).is_late  # type: ignore[arg-type]
+    assert not Race(spec, "net@1", "data@1", {}, {}, ROOM, {}, {"a": apart[0]}).is_late
+
+
+@pytest.mark.parametrize(
+    ("fields", "batched", "batch"),
+    [
+        ({"objective": "throughput"}, True, 32),
+        ({"objective": "throughput", "max_batch": 16}, True, 16),
+        ({"batch": 8}, True, 8),
+        ({"batch": 8}, False, 1),
+        ({"objective": "throughput"}, False, 1),
+    ],
+)
+def test_speed_is_measured_with_rows_that_an_engine_takes(fields: dict[str, Any], batched: bool, batch: int) -> None:
+    spec = OptimizeSpec.model_validate(SPEC.model_dump() | fields)
+    race = Race(spec, "net@1", "data@1", {"plain": Design("openvino", "fp32")}, {}, ROOM, {}, {}, batched)
+    assert race.batch == batch
+    batches = verdicts.judge_spec(race, verdicts.Choice((), ("plain",)))["batches"]
+    assert batches == sorted({1, batch, min(32, spec.max_batch)} if batched else {1})
+
+
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_the_floor_is_told_of_its_own_runtime_alone(runtime: str) -> None:
     """An engine of the plain engine's runtime that does nothing may well be slower than a whole network in another."""
@@ -143,3 +200,26 @@ def test_the_floor_is_told_of_its_own_runtime_alone(runtime: str) -> None:
     judged = {"candidates": {"other": won}, "floor_ms": {"1": 0.018}}
     notes = _notes(race, verdicts.Choice((), ("plain",)), judged, "other")
     assert any("dispatch is the floor" in note for note in notes) == (runtime == "openvino")
+
+
+def test_what_became_of_each_layer_and_how_it_was_trained() -> None:
+    made = Version(
+        name="net", version=2, format="openvino", folder="f", files={}, bytes=1, created_at=now(),
+        signature=Signature(inputs=(Tensor(name="x", shape=(-1, 4)),)), made_by=Made(job="j", spec={}),
+        metrics=Metrics(layer_sparsity={"conv": 0.5, "head": 0.0}), details={"precision": "int8"},
+    )  # fmt: skip
+    links = [
+        {"kind": "prune", "channels": {"conv": {"before": 8, "after": 4}}, "history": [{"epoch": 1, "loss": 0.5}]},
+        {"kind": "share", "layers": {"conv": {"groups": 2, "kept_norm": 0.7}}},
+        {"kind": "quantize", "layers": {"conv": {"precision": "int8"}, "head": {"precision": "fp32"}}},
+        {"kind": "convert", "layers": {"node_1": "int8"}},
+    ]
+    assert anatomy.layers(links, made) == {
+        "conv": {"channels": {"before": 8, "after": 4}, "groups": 2, "precision": "int8", "sparsity_after": 0.5},
+        "head": {"precision": "fp32", "sparsity_after": 0.0},
+    }
+    whole = made.but(details={"precision": "bf16"})
+    assert anatomy.layers([], whole)["head"] == {"precision": "bf16", "sparsity_after": 0.0}
+    assert anatomy.training(links) == [{"epoch": 1, "loss": 0.5}]
+    qat = {"kind": "quantize", "history": [{"epoch": 1, "loss": 0.4}]}
+    assert [row["phase"] for row in anatomy.training([*links, qat])] == ["prune", "quantize"]

@@ -394,6 +394,57 @@ def test_two_processes_at_once_do_nothing_twice(parts: Parts, log: Log) -> None:
     assert sorted(log.tried) == list(range(60))
 
 
+def test_others_are_called_while_the_first_step_looks(parts: Parts, log: Log) -> None:
+    """Another worker's process starts, and imports what the trials need, before there is a trial to be done."""
+    parts.catalog.announce_worker({"id": "w", "queues": ["cpu"], "count": 4})
+    submit(parts, parallel=2)
+    assert len(log.steps) == 0
+    other: list[threading.Thread] = []
+    tried = threading.Event()
+
+    def called() -> None:
+        log.before = lambda: None
+        assert "s1" in parts.queue.waiting()
+        other.append(threading.Thread(target=lambda: deliver(parts)))
+        other[0].start()
+
+    def first(ctx: Context) -> None:
+        if threading.current_thread() in other:
+            tried.set()
+        else:
+            assert tried.wait(20)  # the other one has come for a trial, though nobody delivered it one
+
+    log.before = called
+    log.during = dict.fromkeys(range(6), first)
+    assert deliver(parts)
+    other[0].join()
+    assert parts.catalog.job("s1").status == "succeeded"
+    assert sorted(log.tried) == list(range(6))
+    assert not deliver(parts)
+
+
+def test_nobody_is_called_who_would_have_nothing_to_do(parts: Parts, log: Log) -> None:
+    parts.catalog.announce_worker({"id": "w", "queues": ["gpu"], "count": 4})
+    parts.catalog.announce_worker({"id": "v", "queues": ["cpu"], "count": 1})
+    submit(parts)
+    assert deliver(parts)
+    assert not deliver(parts)
+    # Where one was called and comes too late, or not at all, nothing is left, and nothing is done.
+    parts.catalog.announce_worker({"id": "u", "queues": ["cpu"], "count": 9})
+    job = Job(id="s2", kind="search", spec=SEARCH | {"parallel": 4}, dataset="d@1", created_at=now())
+    parts.queue.enqueue(parts.catalog.add(job))
+    counts: list[int] = []
+    log.before = lambda: counts.append(len(rq.Queue("cpu", connection=parts.queue.redis)))
+    assert deliver(parts)
+    assert counts[0] == 3
+    assert not deliver(parts)
+    parts.queue.call(parts.catalog.job("s2"))
+    before = list(log.tried)
+    assert deliver(parts)
+    assert log.tried == before
+    assert parts.catalog.job("s2").status == "succeeded"
+
+
 def test_trials_are_listed_only_where_they_are_asked_for(parts: Parts) -> None:
     submit(parts)
     deliver(parts)

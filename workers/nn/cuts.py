@@ -81,12 +81,18 @@ def _weights(spec: PruneSpec, net: Net, source: Version, data: Data | None, ctx:
                 f"An amount of {amount:g} would leave nothing of {', '.join(found.spared[:MANY])}: {what} was kept."
             )
         if sparsity(net.module) == total:
-            told["notes"].append(
-                f"Nothing went: {amount:g} of the weights is less than one per layer, or was zero already."
-            )
+            told["notes"].insert(0, _no_zeros(spec, amount, len(layers), len(found.left_alone)))
         return before | found.masks
 
     return cut
+
+
+def _no_zeros(spec: PruneSpec, amount: float, layers: int, left_alone: int) -> str:
+    if spec.method != "n_m":
+        return f"Nothing went: {amount:g} of the weights is less than one per layer, or was zero already."
+    if left_alone == layers:
+        return f"Nothing went: no layer has an input size that is a multiple of {spec.m}. The weights are as they were."
+    return f"Nothing went: of {spec.m} weights in a row {spec.m - spec.n} were zero already."
 
 
 def _check_n_m(spec: PruneSpec, net: Net, names: list[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
 from app.domain.records import Version
@@ -29,20 +31,40 @@ def finetune(
     """`fit` of `net.module`, in place, with a teacher: the version that the plan names, else `source`, the version that
     the network came from; none where plan.alpha is 0, or `source` is None and the plan names none.
 
-    module: the network of `source` where it is in hand, unchanged and in no other use; None: it is loaded afresh.
+    With a `source`, the network as it is counts as an epoch of its own where the best epoch is kept, and `worsened`
+    can tell. module: the network of `source` where it is in hand, unchanged and in no other use; None: it is loaded
+    afresh.
     Raises what `fit` and `open_teacher` do.
     """
     if source is not None or plan.teacher is not None:
         plan = bounded(plan, data)
-    ref = plan.teacher or (source.ref if source is not None else None)
+    ref, start = plan.teacher or (source.ref if source is not None else None), source is not None
     if ref is None or plan.alpha == 0:
-        return fit(net.module, data, plan, ctx, masks=masks, phase=phase)
+        return fit(net.module, data, plan, ctx, masks=masks, phase=phase, start_counts=start)
     usable = module if plan.teacher is None and module is not net.module else None
     teacher = open_teacher(ref, data, ctx, usable)
     try:
-        return fit(net.module, data, plan, ctx, masks=masks, phase=phase, teacher=teacher)
+        return fit(net.module, data, plan, ctx, masks=masks, phase=phase, teacher=teacher, start_counts=start)
     finally:
         teacher.close()
+
+
+def worsened(fitted: Fitted, which: str = "") -> str | None:
+    """What to say where training made it no better than it was before; None where it did. which: of several."""
+    before, after = fitted.before, fitted.after
+    if before is None or after is None:
+        return None
+    if fitted.best_epoch == 0 and math.isfinite(fitted.best):
+        return (
+            f"No epoch of the fine-tuning{which} was better than the network before it ({before:.4f} on the validation "
+            "split), whose weights were kept. A lower lr, or more epochs, may help."
+        )
+    if after >= before:
+        return None
+    return (
+        f"Fine-tuning{which} made it worse: {after:.4f} on the validation split, {before:.4f} before it. A lower "
+        "lr, or more epochs, may help; with `early_stopping` the best weights are kept."
+    )
 
 
 def bounded(plan: Training, data: Data) -> Training:

@@ -21,7 +21,7 @@ from workers.nn.device import autocast, bf16, layout, plain
 from workers.nn.loss import distillation_for, loss_for
 from workers.nn.measure import between_steps
 from workers.nn.predict import eager, first, sensible_batch
-from workers.nn.quality import answers
+from workers.nn.quality import Answers, answers
 from workers.nn.schedule import optimizer_for, schedule_for
 from workers.nn.teacher import Teacher
 
@@ -32,14 +32,17 @@ Masks = Mapping[str, torch.Tensor]
 
 @dataclass
 class Fitted:
-    """How a training went. best: the best validation figure, after epoch `best_epoch` (from 1).
+    """How a training went. best: the best validation figure, after epoch `best_epoch` (from 1; 0: before the first).
 
+    before: the validation figure at the start, where it was asked for; after: that of the weights that came of it.
     final_loss: towards the targets; final_distillation_loss: towards the teacher's answers, T² included, alpha not.
     """
 
     epochs: int = 0
     best: float = -math.inf
     best_epoch: int = 0
+    before: float | None = None
+    after: float | None = None
     stopped_early: bool = False
     resumed_at: int | None = None
     final_loss: float | None = None
@@ -53,13 +56,15 @@ class Fitted:
         return {k: v for k, v in asdict(self).items() if k != "resumed_at"}
 
     def summary(self) -> dict[str, Any]:
+        looked = {} if self.before is None else {"validation": {"before": self.before, "after": self.after}}
         return {
             "epochs": self.epochs,
-            "best_epoch": self.best_epoch or None,
+            "best_epoch": self.best_epoch if math.isfinite(self.best) else None,
             "best_validation": self.best if math.isfinite(self.best) else None,
             "stopped_early": self.stopped_early,
             "resumed_at_epoch": self.resumed_at,
             "final_loss": self.final_loss,
+            **looked,
         } | self._taught()
 
     def _taught(self) -> dict[str, Any]:
@@ -82,12 +87,14 @@ def fit(
     masks: Masks | None = None,
     phase: str = "training",
     teacher: Teacher | None = None,
+    start_counts: bool = False,
     checkpoint_s: float = PERIOD_S,
 ) -> Fitted:
     """Trains `module` in place on `data.train`; leaves it on `ctx.device`, in eval mode.
 
     masks: parameter name → bool; where it is False the weight stays zero. teacher: whose answers are learnt too, with
-    the loss (1 - alpha)·(towards the targets) + alpha·(towards the answers), see `distillation_for`. Resumes from the
+    the loss (1 - alpha)·(towards the targets) + alpha·(towards the answers), see `distillation_for`. start_counts: the
+    network is measured before the first epoch, and where the best epoch is kept, that counts as one. Resumes from the
     checkpoint of an earlier attempt, if there is one, to the same result. Raises Unprocessable: `diverged`, or a loss
     that cannot be computed.
     """
@@ -118,6 +125,11 @@ def fit(
     epochs = range(done.epochs, done.epochs if done.stopped_early else plan.epochs)
 
     with between_steps() as step_turn:
+        if start_counts and saved is None and len(data.val):
+            with step_turn:
+                done.before = done.after = _on_val(module, data, device).value()
+            if plan.early_stopping:
+                done.best, best = done.before, _copied(module)
         if teacher is not None and epochs:
             teacher.prepare(data, plan, ctx, step_turn, bf16=halved)
         for epoch in epochs:
@@ -158,13 +170,14 @@ def fit(
                 row["distillation_loss"] = done.final_distillation_loss = soft_sum.item() / len(data.train)
             if len(data.val):
                 with step_turn:
-                    found = answers(eager(module, device), data.val, sensible_batch(data.val.x.shape[1:]))
+                    found = _on_val(module, data, device)
                 row[f"val_{found.name}"] = value = found.value()
                 if value > done.best:
                     done.best, done.best_epoch = value, epoch + 1
                     if plan.early_stopping:
-                        best = {k: v.detach().clone() for k, v in module.state_dict().items()}
-                if plan.early_stopping and epoch + 1 - done.best_epoch >= plan.early_stopping:
+                        best = _copied(module)
+                done.after = done.best if plan.early_stopping else value
+                if plan.early_stopping and epoch + 1 - max(1, done.best_epoch) >= plan.early_stopping:
                     done.stopped_early = True
             row |= {"lr": lr, "seconds": round(time.perf_counter() - began, 4)}
             done.epochs = epoch + 1
@@ -181,6 +194,14 @@ def fit(
         plain(module)
     module.eval()
     return done
+
+
+def _on_val(module: nn.Module, data: Data, device: str) -> Answers:
+    return answers(eager(module, device), data.val, sensible_batch(data.val.x.shape[1:]))
+
+
+def _copied(module: nn.Module) -> Weights:
+    return {k: v.detach().clone() for k, v in module.state_dict().items()}
 
 
 def _must_be_finite(loss_sum: torch.Tensor, epoch: int, lr: float, teacher: Teacher | None) -> None:

@@ -10,7 +10,9 @@ from app.domain.specs import QuantizeSpec
 from workers.nn.leaving import Try
 from workers.nn.ptq import Recipe
 from workers.nn.quality import Answers, paired
-from workers.nn.verdict import judge
+from workers.nn.verdict import judge, reported
+
+Word = Literal["accepted", "rejected", "unproven"]
 
 
 @dataclass(frozen=True)
@@ -24,28 +26,43 @@ class Guarded:
     recipe: Recipe
 
 
+@dataclass(frozen=True)
+class Judged:
+    """guard: what the choice of layers came to on the validation split; told: the verdict, as a report gives it."""
+
+    word: Word
+    guard: dict[str, Any]
+    told: dict[str, Any]
+
+
 def verdict(
-    spec: QuantizeSpec, guarded: Guarded, before: Answers, labels: Mapping[str, str]
-) -> tuple[Literal["accepted", "rejected"] | None, dict[str, Any] | None]:
-    """rejected: the bound was not met on the validation split; accepted: the whole interval lies within it; else none:
-    what was asked for holds, and an engine gets a verdict of its own."""
+    spec: QuantizeSpec,
+    guarded: Guarded,
+    before: Answers,
+    change: Mapping[str, Any],
+    labels: Mapping[str, str],
+    against: str,
+    split: str,
+) -> Judged | None:
+    """None where no bound was asked for. change: the paired difference on a split that has chosen nothing: the verdict
+    comes from it alone, but that what missed its bound on the validation split is never `accepted`."""
     bound = spec.max_accuracy_drop
     if bound is None:
-        return None, None
-    chosen = guarded.chosen
-    found = judge(paired(chosen.found, before), bound)
+        return None
+    chosen, proof = guarded.chosen, judge(change, bound)
+    word, told = proof.verdict, proof.told
+    if chosen.drop > bound and word == "accepted":
+        word = "unproven"
+        told = f"Unproven: the bound was missed on the validation split. On the {split} split: {told}"
     guard = {
         "split": "val",
         "max_accuracy_drop": bound,
         "drop": chosen.drop,
         "met": chosen.drop <= bound,
-        "difference": dict(found.difference),
-        "told": found.told,
+        "difference": paired(chosen.found, before),
         "tries": [{"left": [labels[n] for n in t.left], "drop": t.drop} for t in guarded.tries],
     }
-    if chosen.drop > bound:
-        return "rejected", guard
-    return ("accepted" if found.verdict == "accepted" else None), guard
+    return Judged(word, guard, reported(proof.told_whole() | {"verdict": word, "told": told}, against, split))
 
 
 def figures(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.domain.records import Latency
-from workers.nn.measure import alone
+from workers.nn.measure import alone, histogram
 
 ROUNDS = 11
 BLOCK_S = 0.06  # of one contestant in one round, at least
@@ -82,7 +82,7 @@ def _latency(ms: npt.NDArray[np.float64], runtime: str, batch: int, threads: int
     p50, p95, p99 = (float(p) for p in np.percentile(ms, (50, 95, 99)))
     return Latency(
         runtime=runtime, batch=batch, p50_ms=p50, p95_ms=p95, p99_ms=p99, runs=len(ms), threads=threads, load_1m=load,
-        device=device, throughput_rps=batch * len(ms) / float(ms.sum() / 1e3),
+        device=device, throughput_rps=batch * len(ms) / float(ms.sum() / 1e3), histogram=histogram(ms),
     )  # fmt: skip
 
 

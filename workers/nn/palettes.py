@@ -155,9 +155,10 @@ def write(path: Path, module: nn.Module, names: list[str]) -> int:
         array = np.asarray(tensor.detach().cpu().float() if tensor.dtype == torch.bfloat16 else tensor.detach().cpu())
         if name in weights:
             values, index = np.unique(array, return_inverse=True)
-            each = np.unpackbits(index.reshape(-1, 1).astype(np.uint8), axis=1)[:, 8 - bits(len(values)) :]
+            width = bits(len(values))
+            each = np.unpackbits(index.reshape(-1, 1).astype(np.uint8), axis=1)[:, 8 - width :]
             arrays[f"{name}.palette"], arrays[f"{name}.index"] = values, np.packbits(each)
-            arrays[f"{name}.shape"] = np.asarray(array.shape)
+            arrays[f"{name}.shape"], arrays[f"{name}.bits"] = np.asarray(array.shape), np.asarray(width)
         else:
             arrays[name] = array
     np.savez_compressed(path, allow_pickle=False, **arrays)
@@ -176,7 +177,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
                 each = np.unpackbits(stored[f"{stem}.index"])[: n * width].reshape(n, width)
                 index = np.packbits(np.pad(each, ((0, 0), (8 - width, 0))), axis=1)[:, 0]
                 found[stem] = torch.from_numpy(values[index].reshape(shape))
-            elif not (part in ("index", "shape") and f"{stem}.palette" in stored.files):
+            elif not (part in ("index", "shape", "bits") and f"{stem}.palette" in stored.files):
                 found[name] = torch.from_numpy(stored[name])
     return found
 

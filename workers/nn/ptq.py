@@ -17,7 +17,7 @@ import onnx
 
 from app.errors import Problem, Unprocessable
 from app.runtimes import _libraries
-from workers.nn import qdq
+from workers.nn import qdq, suited
 from workers.nn.requests import Request
 
 
@@ -108,9 +108,10 @@ def quantize(model: Any, rows: Rows, target: str, recipe: Recipe, threads: int, 
                 hint="convert it in bf16 or fp16 instead, where the target has those",
             ) from error
     if target in SYMMETRIC:
-        qdq.symmetric(found)
+        suited.symmetric(found)
     else:
-        qdq.unsigned(found)
+        suited.unsigned(found)
+    suited.kept_axes(found)
     qdq.tidied(found)
     _check(found)
     return found

@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-from onnx import numpy_helper, version_converter
+from onnx import version_converter
 
 from app.errors import Conflict, Unprocessable
 from app.runtimes import _libraries
@@ -21,7 +20,6 @@ _MOVES = frozenset(
         *("Gather", "Expand", "Tile", "Identity", "DepthToSpace", "SpaceToDepth", "Relu", "Clip"),
     )
 )
-_NOT_NEGATIVE = frozenset(("Relu", "Sigmoid", "HardSigmoid", "Softmax"))
 # Per-channel scales came with 13; 17 is what every runtime here has long known.
 LEAST_OPSET, USUAL_OPSET = 13, 17
 
@@ -86,7 +84,7 @@ def alone(quantized: Any, plain: Any, name: str) -> Any:
     model.CopyFrom(quantized)
     graph = model.graph
     floats = {t.name: t for t in plain.graph.initializer}
-    users = _users(graph)
+    users = users_of(graph)
     made = {out: node for node in graph.node for out in node.output}
     instead: dict[str, str] = {}
     restored: dict[str, Any] = {}
@@ -111,59 +109,8 @@ def alone(quantized: Any, plain: Any, name: str) -> Any:
     kept = [t for t in graph.initializer if t.name not in restored]
     del graph.initializer[:]
     graph.initializer.extend([*kept, *restored.values()])
-    _drop_unused(graph)
+    drop_unused(graph)
     return model
-
-
-def symmetric(model: Any) -> None:
-    """Makes every scale's zero point 0 of int8, as TensorRT needs it: an unsigned range of 0…255 becomes the half of
-    -127…127 that is above zero, at half the resolution. In place."""
-    graph = model.graph
-    values = {t.name: t for t in graph.initializer}
-    changed: dict[str, str] = {}
-    for node in graph.node:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3:
-            continue
-        if node.input[0] in values:
-            continue  # weights: NNCF makes them symmetric
-        scale, zero = (numpy_helper.to_array(values[n]) for n in node.input[1:3])
-        if zero.dtype == np.int8 and not zero.any():
-            continue
-        name = f"{node.input[1]}/{node.input[2]}/symmetric"
-        if name not in changed:
-            lowest, highest = (0, 255) if zero.dtype == np.uint8 else (-128, 127)
-            reach = np.maximum(highest - zero.astype(np.float64), zero.astype(np.float64) - lowest)
-            graph.initializer.append(numpy_helper.from_array((scale * reach / 127).astype(scale.dtype), name))
-            graph.initializer.append(numpy_helper.from_array(np.zeros_like(zero, np.int8), f"{name}/zero"))
-            changed[name] = f"{name}/zero"
-        node.input[1], node.input[2] = name, changed[name]
-    _drop_unused(graph)
-
-
-def unsigned(model: Any) -> None:
-    """Writes int8 activations as uint8 with a zero point moved by 128, which is the same to the last bit, where one of
-    them comes out of a ReLU: a skip connection gave it the range of something signed. OpenVINO (2026.4) computes a
-    convolution behind such an int8 wrongly, by a tenth of its outputs. In place."""
-    graph = model.graph
-    values = {t.name: t for t in graph.initializer}
-    made = {out: node.op_type for node in graph.node for out in node.output}
-    nodes = [
-        n
-        for n in graph.node
-        if n.op_type in ("QuantizeLinear", "DequantizeLinear")
-        and n.input[0] not in values  # weights stay signed
-        and len(n.input) > 2
-        and n.input[2] in values
-        and values[n.input[2]].data_type == onnx.TensorProto.INT8
-    ]
-    if not any(n.op_type == "QuantizeLinear" and made.get(n.input[0]) in _NOT_NEGATIVE for n in nodes):
-        return
-    for name in sorted({n.input[2] for n in nodes}):
-        zero = numpy_helper.to_array(values[name]).astype(np.int16) + 128
-        graph.initializer.append(numpy_helper.from_array(zero.astype(np.uint8), f"{name}/unsigned"))
-    for node in nodes:
-        node.input[2] = f"{node.input[2]}/unsigned"
-    _drop_unused(graph)
 
 
 def tidied(model: Any) -> None:
@@ -182,7 +129,7 @@ def weights_bytes(model: Any) -> int:
 
 def uses_attention(model: Any) -> bool:
     """Whether a Softmax feeds a matrix product, as in a transformer."""
-    users = _users(model.graph)
+    users = users_of(model.graph)
     soft = (n.output[0] for n in model.graph.node if n.op_type == "Softmax")
     return any(u.op_type == "MatMul" for tensor in soft for u in users.get(tensor, ()))
 
@@ -244,7 +191,8 @@ def _path(node: Any, weights: Collection[str]) -> str | None:
     return found[0].removesuffix(".weight") if found and found[0].endswith(".weight") else None
 
 
-def _users(graph: Any) -> dict[str, list[Any]]:
+def users_of(graph: Any) -> dict[str, list[Any]]:
+    """Tensor → the nodes that take it."""
     found: dict[str, list[Any]] = {}
     for node in graph.node:
         for tensor in node.input:
@@ -267,7 +215,7 @@ def _reached(tensor: str, users: dict[str, list[Any]]) -> set[str]:
     return found
 
 
-def _drop_unused(graph: Any) -> None:
+def drop_unused(graph: Any) -> None:
     """Nodes and initializers that lead to no output."""
     while True:
         used = {t for n in graph.node for t in _all_inputs(n)} | {o.name for o in graph.output}

@@ -62,7 +62,7 @@ class Walked:
             return None
         last, earlier = self.fits[-1], sum(fitted.epochs for fitted in self.fits[:-1])
         found = last.summary() | {"epochs": earlier + last.epochs}
-        if last.best_epoch:
+        if found["best_epoch"] is not None:
             found["best_epoch"] = earlier + last.best_epoch
         resumed = [(place, f.resumed_at) for place, f in enumerate(self.fits) if f.resumed_at is not None]
         if resumed:

@@ -27,6 +27,13 @@ class Verdict:
         return asdict(self)
 
 
+def reported(found: Mapping[str, Any], against: str | None, split: str) -> dict[str, Any]:
+    """A report's `verdict`, with the same fields whatever the job. found: as `told_whole` gives them. against: what it
+    was compared with, on that split."""
+    fields = ("verdict", "told", "difference", "max_accuracy_drop", "samples_needed")
+    return {name: found.get(name) for name in fields} | {"against": against, "split": split}
+
+
 def judge(difference: Mapping[str, Any], max_accuracy_drop: float) -> Verdict:
     """accepted: the whole interval of the difference lies above -max_accuracy_drop (non-inferiority). rejected: the
     difference itself lies below it. unproven: in between."""

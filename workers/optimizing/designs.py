@@ -12,6 +12,8 @@ from app.runtimes import _cpu
 # For a candidate that lost weights: enough to recover, little enough for many candidates.
 USUAL_TRAINING = Training(epochs=4, batch_size=128, lr=0.02, weight_decay=1e-4, schedule="onecycle", alpha=0.5)
 CALIBRATION = 300
+# Accuracy is measured on the engine itself, so a step of its 8 bits may be seen in an output; what is broken may not.
+INT8_TOLERANCE = 0.5
 # Multiply-adds of a row from which bfloat16 makes a step of training shorter on a CPU that has it: a ResNet-20 for
 # 32×32 pictures (41 million) took 0.6 times as long, a LeNet (half a million) 1.08 times.
 BF16_MACS = 2_000_000
@@ -61,6 +63,7 @@ def chain(design: Design, spec: OptimizeSpec, training: dict[str, Any]) -> list[
         )
     links.append(
         {"kind": "convert", "target": design.target, "precision": design.precision, "max_batch": spec.max_batch}
+        | ({"tolerance": INT8_TOLERANCE} if design.precision == "int8" else {})
     )
     return links
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from app.domain.specs import OptimizeSpec
@@ -14,11 +15,13 @@ from workers.optimizing.designs import Design
 @dataclass(frozen=True)
 class Tried:
     """A design that was tried. quality: on the validation split; None: a quick look at its speed was enough. gain: how
-    many times better than the plain fp32 engine in what counts (latency, throughput, size). Both None: it failed."""
+    many times better than the plain fp32 engine in what counts (latency, throughput, size). Both None: it failed, or,
+    where `runs`, nothing is known of it yet."""
 
     params: dict[str, Any]
     quality: float | None
     gain: float | None
+    runs: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,9 @@ class Room:
 AMOUNTS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
 ROUND_TO = (1, 4, 8, 16)
 GROUPS = (2, 4)
-# The first designs look for the amount that can go, by bisection; then the sampler has something to go by.
-OPENERS, FIRST = 4, 0.35
+# The first designs, at least so many, or half of all, look for the amount that can go, by bisection; then the sampler
+# has something to go by.
+OPENERS, FIRST, MOST = 4, 0.35, 0.9
 
 
 def propose(spec: OptimizeSpec, room: Room, past: Sequence[Tried], number: int, least: float) -> Design | None:
@@ -46,7 +50,7 @@ def propose(spec: OptimizeSpec, room: Room, past: Sequence[Tried], number: int, 
     if room.is_empty:
         return None
     known = [dict(tried.params) for tried in past]
-    if number < OPENERS:
+    if number < max(OPENERS, spec.trials // 2):
         for params in _openers(room, past, least):
             if params not in known:
                 return design_of(params)
@@ -73,24 +77,42 @@ def design_of(params: dict[str, Any]) -> Design:
 
 
 def _openers(room: Room, past: Sequence[Tried], least: float) -> list[dict[str, Any]]:
-    """The narrowest precision, and the amount halved in: more where the last one held the bound, less where not."""
+    """The narrowest precision with the next amount of a bisection, and the simplest of sharing."""
     order = {"int8": 0, "fp16": 1, "bf16": 2, "tf32": 3, "fp32": 4}
     engine = min(room.engines, key=lambda engine: (order.get(engine.partition(":")[2], 9), room.engines.index(engine)))
     if "prune" not in room.compress:
         return [{"engine": engine, "compress": "share", "groups": groups} for groups in GROUPS]
     fields = {"engine": engine, "compress": "prune", "scope": "layer", "round_to": 4}
-    low, high = 0.0, 0.9
-    for tried in past:
-        if tried.gain is not None and all(tried.params.get(name) == value for name, value in fields.items()):
-            amount = float(tried.params["amount"])
-            bears_more = tried.quality is None or tried.quality >= least  # None: it was not even fast enough
-            low, high = (max(low, amount), high) if bears_more else (low, min(high, amount))
-    middle = FIRST if (low, high) == (0.0, 0.9) else (low + high) / 2
-    amount = min(AMOUNTS, key=lambda a: abs(a - middle))
-    found = [{**fields, "amount": amount}]
+    alike = [tried for tried in past if all(tried.params.get(name) == value for name, value in fields.items())]
+    amount = _bisected(alike, least)
+    found = [] if amount is None else [{**fields, "amount": amount}]
     if "share" in room.compress and past:
         found.append({"engine": engine, "compress": "share", "groups": GROUPS[0]})
     return found
+
+
+def _bisected(alike: Sequence[Tried], least: float) -> float | None:
+    """The amount that says most about where the bound is: more than what was held, less than what was not, and, where
+    others still run, in the middle of the widest gap between them. None: it is known to a step."""
+    low, high = 0.0, MOST
+    for tried in alike:
+        if tried.gain is not None:
+            amount = float(tried.params["amount"])
+            bears_more = tried.quality is None or tried.quality >= least  # None: it was not even fast enough
+            low, high = (max(low, amount), high) if bears_more else (low, min(high, amount))
+    known = {float(tried.params["amount"]) for tried in alike}
+    if not known:
+        return FIRST
+    left = [amount for amount in AMOUNTS if low < amount < high and amount not in known]
+    if not left:
+        return None
+    between = [
+        low,
+        *sorted(float(t.params["amount"]) for t in alike if t.runs and low < t.params["amount"] < high),
+        high,
+    ]
+    middle = max(((b - a, (a + b) / 2) for a, b in pairwise(between)))[1]
+    return min(left, key=lambda amount: abs(amount - middle))
 
 
 def _choices(room: Room) -> dict[str, list[Any]]:

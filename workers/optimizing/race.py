@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -30,6 +30,8 @@ class Race:
     room: Room
     training: dict[str, Any]
     trials: Mapping[str, Job]
+    # Whether a run takes several rows; else all speed is that of one.
+    batched: bool = True
 
     @property
     def base(self) -> str:
@@ -42,7 +44,7 @@ class Race:
 
     @property
     def batch(self) -> int:
-        return self.spec.batch or USUAL_BATCH[self.spec.objective]
+        return (self.spec.batch or min(USUAL_BATCH[self.spec.objective], self.spec.max_batch)) if self.batched else 1
 
     def report(self, name: str) -> dict[str, Any] | None:
         """What a trial found; None while it has not, or where it failed."""
@@ -111,7 +113,7 @@ class Race:
             if proposed is None:
                 break
             found[f"design-{len(past)}"] = self._trial(proposed, len(self.trials) + len(found), self._worth_while())
-            past.append(Tried(dict(proposed.params), None, None))
+            past.append(Tried(dict(proposed.params), None, None, runs=True))
         return found
 
     @property
@@ -127,11 +129,7 @@ class Race:
     @property
     def is_late(self) -> bool:
         """Whether no more designs are to be begun."""
-        began = min((job.created_at for job in self.trials.values()), default=None)
-        if self.spec.time_limit_s is None or began is None:
-            return False
-        spent = datetime.now(UTC) - datetime.fromisoformat(began)
-        return spent.total_seconds() > self.spec.time_limit_s
+        return self.spec.time_limit_s is not None and worked_s(self.trials.values()) > self.spec.time_limit_s
 
     def design_told(self, name: str) -> str:
         """In words, as the trial was asked."""
@@ -156,7 +154,8 @@ class Race:
         return max((min(found) for found in gains.values()), default=None)
 
     def _tried(self, name: str) -> Tried:
-        return Tried(dict(self.trials[name].spec.get("params") or {}), self.quality(name), self.gain(name))
+        params = dict(self.trials[name].spec.get("params") or {})
+        return Tried(params, self.quality(name), self.gain(name), runs=not self.ended(name))
 
     def _trial(self, design: Design, number: int, at_least: float | None = None) -> dict[str, Any]:
         """The spec of its trial."""
@@ -178,7 +177,24 @@ def race_of(spec: OptimizeSpec, version: Version, dataset: str, trials: Mapping[
     compress = [kind for kind in ("prune", "share") if kind in spec.passes] if version.trainable else []
     both = ("prune+share",) if len(compress) == 2 else ()
     room = Room(tuple(f"{t}:{p}" for t, p in engines), (*compress, *both))
-    return Race(spec, version.ref, dataset, plain, tuned, room, training_of(spec, version.macs), trials)
+    training = training_of(spec, version.macs)
+    return Race(spec, version.ref, dataset, plain, tuned, room, training, trials, version.signature.batched)
+
+
+def worked_s(trials: Iterable[Job]) -> float:
+    """Seconds in which at least one of the trials ran: not those in which all of them waited for a worker, nor those in
+    which everything was down. An attempt that was lost does not count."""
+    now = datetime.now(UTC)
+    spans = sorted(
+        (datetime.fromisoformat(job.started_at), datetime.fromisoformat(job.finished_at) if job.finished_at else now)
+        for job in trials
+        if job.started_at and (job.finished_at or job.status in ("running", "cancelling"))
+    )
+    total, until = 0.0, datetime.min.replace(tzinfo=UTC)
+    for start, end in spans:
+        total += max(0.0, (end - max(start, until)).total_seconds())
+        until = max(until, end)
+    return total
 
 
 def _precisions(target: str, spec: OptimizeSpec) -> list[str]:

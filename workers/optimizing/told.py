@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.domain.records import Job, Version
-from workers.nn.verdict import fewest_rows
-from workers.optimizing import verdicts
+from workers.nn.verdict import fewest_rows, reported
+from workers.optimizing import anatomy, verdicts
 from workers.optimizing.race import Race
 from workers.optimizing.verdicts import Choice
 
@@ -36,9 +36,7 @@ def told(
         "max_accuracy_drop": spec.max_accuracy_drop,
         "confidence": spec.confidence,
         "winner": {"name": best, "design": race.design_told(best), "model": versions[best].ref, **_judged(won)},
-        "verdict": {
-            key: won.get(key) for key in ("verdict", "told", "difference", "differences", "against", "samples_needed")
-        },
+        "verdict": reported(won, won.get("against"), "test") | {"differences": won.get("differences")},
         "baselines": {name: _judged(row) for name, row in judged["baselines"].items()},
         "better_baseline": judged["better_baseline"],
         "front": [shown[name] for name in shown if name in front],
@@ -46,12 +44,35 @@ def told(
         "sequence": list(choice.order),
         "table": [_row(race, name) for name in race.trials],
         "recipe": versions[best].details.get("recipe"),
+        "layers": anatomy.layers(_links(race, best), versions[best]),
+        "training": {n: rows for n in _trained(race, best) if (rows := anatomy.training(_links(race, n)))},
         "splits": {"chosen_on": "val", "judged_on": "test"},
         "floor_ms": judged.get("floor_ms"),
         "settings": settings,
         "notes": [*_notes(race, choice, judged, best), *([settings["told"]] if settings else [])],
-        "figures": [_pareto(race, judged, best), *judged.get("figures", [])],
+        "figures": [_pareto(race, judged, best), *(_few(f, race, judged, best) for f in judged.get("figures", []))],
     }
+
+
+def _links(race: Race, name: str) -> list[dict[str, Any]]:
+    """What the chain's links have said."""
+    return list((race.report(name) or {}).get("links") or [])
+
+
+def _trained(race: Race, best: str) -> list[str]:
+    return list(dict.fromkeys(name for name in (best, race.tuned_base) if name))
+
+
+def _few(figure: Mapping[str, Any], race: Race, judged: Mapping[str, Any], best: str) -> dict[str, Any]:
+    """A figure of the judge with the winner, the plain engine, the better baseline and the floor: more hide each other.
+    Their names are in words."""
+    shown = {race.base, str(judged.get("better_baseline")), best}
+    told = [
+        {**s, "name": race.design_told(s["name"]) if s["name"] in race.trials else "an engine that does nothing"}
+        for s in figure["series"]
+        if s["name"] in shown or s["name"] not in race.trials
+    ]
+    return {**figure, "series": told, "note": "The last bin holds all slower calls."}
 
 
 def _row(race: Race, name: str) -> dict[str, Any]:

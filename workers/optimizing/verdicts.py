@@ -40,7 +40,7 @@ def choose(race: Race) -> Choice:
 def judge_spec(race: Race, choice: Choice) -> dict[str, Any]:
     """The trial that measures them all on the test split, in one run."""
     baselines = [name for name in (race.base, race.tuned_base) if name and _key(race, name)]
-    batches = sorted({1, race.batch, min(32, race.spec.max_batch)})
+    batches = sorted({1, race.batch, min(32, race.spec.max_batch)}) if race.batched else [1]
     return {
         "kind": "trial", "role": "judge", "model": race.model, "dataset": race.dataset, "number": len(race.trials),
         "candidates": {name: _key(race, name) for name in dict.fromkeys((*choice.names, *baselines))},

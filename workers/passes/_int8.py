@@ -48,7 +48,10 @@ class Int8:
     ) -> Int8:
         """Raises Unprocessable where not one layer of the engine is computed in int8."""
         quantized, notes = dict(version.details["quantized"]), []
+        names = quantized.pop("names", {})
         layers = executed(spec.target, engine, folder, ctx.scratch)
+        if layers is not None:  # called as quantize called them
+            layers = {names.get(n) or names.get(n.partition("/")[0], n): at for n, at in layers.items()}
         if layers is None:
             notes.append(f"{spec.target} does not tell which layers it computes in int8.")
         elif layers and "int8" not in layers.values():
@@ -69,7 +72,7 @@ class Int8:
                 f"The scales were placed for {quantized['target']}: {spec.target} takes them, too, perhaps not as fast."
             )
         parent, change = _against_parent(version, data, found, ctx, notes)
-        return cls(quantized, layers, parent, change, _verdict(quantized, version, change), notes)
+        return cls(quantized, layers, parent, change, _verdict(quantized, change), notes)
 
     def add_to(self, draft: dict[str, Any], report: dict[str, Any]) -> None:
         """Says it in the version and in the report."""
@@ -105,13 +108,13 @@ def _against_parent(
     return quality(theirs, data.ref, ctx.split).model_dump(mode="json"), paired(found, theirs)
 
 
-def _verdict(quantized: dict[str, Any], version: Version, change: dict[str, Any] | None) -> Verdict | None:
+def _verdict(quantized: dict[str, Any], change: dict[str, Any] | None) -> Verdict | None:
     """Where quantize was given a bound, an engine beyond it needs `force` to be deployed; so does one of a version that
-    was beyond it on the validation split, whatever other rows say."""
+    missed it on the validation split, whatever other rows say."""
     bound = quantized.get("max_accuracy_drop")
     if bound is None:
         return None
     found = judge(change, bound).verdict if change is not None else None
-    if version.verdict == "rejected":
+    if quantized["drop"] > bound:
         return "rejected" if found in (None, "rejected") else "unproven"
     return found

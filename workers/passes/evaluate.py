@@ -21,7 +21,7 @@ from workers.nn.measure import latency
 from workers.nn.predict import chosen, eager, sensible_batch
 from workers.nn.predict import engine as asking
 from workers.nn.quality import Answers, Predict, answers, paired, quality
-from workers.nn.verdict import judge
+from workers.nn.verdict import judge, reported
 from workers.passes import Outcome
 from workers.passes._source import open_source
 from workers.trials.speed import race
@@ -57,6 +57,7 @@ def run(spec: EvaluateSpec, ctx: Context) -> Outcome:
         "samples": len(rows),
         "of": len(data.test),
     }
+    judged: dict[str, Any] | None = None
     if other is not None:
         theirs, they_alone, _ = _ask(*other, data, spec, ctx, timed=not in_turns)
         evaluation |= {
@@ -69,13 +70,15 @@ def run(spec: EvaluateSpec, ctx: Context) -> Outcome:
         if in_turns:
             evaluation |= _raced((version, folder), other, ctx)
         verdict = judge(difference, spec.max_accuracy_drop)
+        judged = reported(verdict.told_whole(), other[0].ref, "test")
         evaluation |= {
             "verdict": verdict.verdict,
             "max_accuracy_drop": spec.max_accuracy_drop,
             "samples_needed": verdict.samples_needed,
             "notes": [verdict.told],
         }
-    return Outcome(None, {}, evaluation, evaluation, verdict=evaluation.get("verdict"))
+    report = evaluation | {"verdict": judged}
+    return Outcome(None, {}, report, evaluation, verdict=evaluation.get("verdict"))
 
 
 def _ask(

@@ -14,6 +14,7 @@ from workers.nn.cuts import cut_for, share_of
 from workers.nn.data import Data
 from workers.nn.draft import judged, torch_draft
 from workers.nn.export import to_onnx
+from workers.nn.finetune import worsened
 from workers.nn.macs import macs, onnx_sparsity
 from workers.nn.quality import paired
 from workers.nn.saliency import taylor
@@ -111,6 +112,10 @@ def _step_notes(spec: PruneSpec, walked: Walked) -> list[str]:
         epochs = [step["epochs"] for step in walked.steps]
         each = ", ".join(map(str, epochs))
         notes.append(f"{sum(epochs)} epochs of fine-tuning in all, split over {len(epochs)} steps: {each}.")
+    for place, fitted in enumerate(walked.fits):
+        which = f" after step {place + 1 + len(walked.steps) - len(walked.fits)}" if len(walked.steps) > 1 else ""
+        if line := worsened(fitted, which):
+            notes.append(line)
     if walked.fits and (teacher := walked.fits[-1].teacher):
         last = walked.fits[-1]
         notes.append(

@@ -183,7 +183,7 @@ def _outcome(
         "after": (folder / "model.onnx").stat().st_size,
         "source": version.bytes,
     }
-    judged, guard = verdict(spec, guarded, before, labels)
+    judged = verdict(spec, guarded, before, change, labels, version.ref, ctx.split)
     rows = {"rows": len(network.rows), "split": "train", "seed": spec.seed, "dataset": data.ref}
     report |= {
         "recipe": guarded.recipe.told,
@@ -199,10 +199,13 @@ def _outcome(
         "quality_before": then.value(),
         "quality_after": now.value(),
         "quality_change": change,
-        "guard": guard,
+        "guard": judged.guard if judged else None,
+        "verdict": judged.told if judged else None,
         "notes": notes,
         "figures": figures(labels, guarded, then, now, ctx.split),
     }
+    if judged:
+        notes.append(judged.told["told"])
     if bytes_["after"] >= bytes_["before"]:
         notes.append("The file did not get smaller: scales and zero points weigh as much as the weights saved.")
     if left_out := [n for n in kept if n not in {labels[m] for m in guarded.chosen.left}]:
@@ -213,6 +216,7 @@ def _outcome(
         "recipe": guarded.recipe.told,
         "calibration": rows,
         "int8_layers": len(int8),
+        "names": {node: label for node, label in labels.items() if node != label},
         "higher_precision": kept,
         "max_accuracy_drop": spec.max_accuracy_drop,
         "drop": guarded.chosen.drop,
@@ -233,7 +237,7 @@ def _outcome(
             "labels": version.labels or record.labels,
             "preprocess": version.preprocess or record.preprocess,
             "trainable": False,
-            "verdict": judged,
+            "verdict": judged.word if judged else None,
             "notes": tuple(notes),
             "details": {"quantized": quantized, "opset": qdq.opset(model)},
         },

@@ -12,11 +12,11 @@ from torch import nn
 from app.domain.records import Version
 from app.domain.specs import ShareSpec
 from workers.context import Context
-from workers.net import WEIGHTS, Net, load, parameters
+from workers.net import WEIGHTS, Net, load, parameters, prunable
 from workers.nn import forecast, palettes
 from workers.nn.data import Data, Rows
 from workers.nn.draft import judged, torch_draft
-from workers.nn.finetune import finetune
+from workers.nn.finetune import finetune, worsened
 from workers.nn.fit import Fitted
 from workers.nn.interleaved import interleaved
 from workers.nn.macs import macs
@@ -25,6 +25,7 @@ from workers.nn.predict import eager, sensible_batch
 from workers.nn.quality import answers, paired
 from workers.nn.recalibrate import MAX_ROWS, recalibrate
 from workers.nn.refit import refit, rows_for
+from workers.nn.sites import weight_of
 from workers.passes import Outcome
 from workers.passes._sharing import MAKE, Made, rescale
 
@@ -37,6 +38,7 @@ NOT_YET_SPEED = (
     "peak than those of dense layers. Convert it, and see what the engine measures."
 )
 ROUNDS = 5
+PACKED = "packed.npz"  # beside the dense weights, which are what is loaded
 
 
 def run(spec: ShareSpec, ctx: Context) -> Outcome:
@@ -58,7 +60,7 @@ def run(spec: ShareSpec, ctx: Context) -> Outcome:
     net.module = made.module
     report |= {"layers": made.layers, "left_alone": made.left_alone} | ({"total": made.total} if made.total else {})
     notes: list[str] = report["notes"]
-    notes += made.notes
+    notes += [_changed(made), *made.notes]
     if data is not None:
         report["validation"] = {"before": looked, "shared": _settled(spec, made, made.module, data, masked, ctx)}
         if made.plain and ctx.times:
@@ -69,9 +71,11 @@ def run(spec: ShareSpec, ctx: Context) -> Outcome:
         notes.append("Without a data set the kept weights were only scaled, to the norm that every channel's had.")
 
     if spec.finetune is not None and data is not None:
-        report["finetune"] = _finetuned(spec, net, made, source, data, ctx).summary()
+        fitted = _finetuned(spec, net, made, source, data, ctx)
+        report["finetune"] = fitted.summary()
         report["validation"]["finetuned"] = _look(net.module, data.val, ctx)
-        _say_of_training(report)
+        if line := worsened(fitted):
+            notes.append(line)
     if made.palettes:
         _pack(made, net, report, folder / WEIGHTS, ctx)
     after = judged(net, data, ctx) if data else None
@@ -82,6 +86,8 @@ def run(spec: ShareSpec, ctx: Context) -> Outcome:
         report["eager_speed"] = _speed(made, net, ctx)
     shared = {"method": spec.method, "layers": sorted(made.layers)} | report.get("packed", {})
     folder, draft = torch_draft(net, source, ctx, data, after, shared=shared)
+    if made.palettes:
+        (ctx.scratch / PACKED).rename(folder / PACKED)
     report["parameters"]["after"], report["macs"]["after"] = draft["parameters"], draft["macs"]
     _say(spec, made, report)
     return Outcome(folder, draft | {"notes": tuple(notes)}, report)
@@ -113,12 +119,23 @@ def _dry_run(
         if spec.finetune is not None:
             estimate += forecast.training(changed, data, spec.finetune, ctx)
     report |= {"dry_run": True, "layers": made.layers | left, "estimate_s": round(estimate, 2)}
-    report["notes"] += made.notes
+    report["notes"] += [_changed(made), *made.notes] if made.layers else made.notes
     if not made.layers:
         report["notes"].append(f"{spec.method} can be done to no layer of this model: the job itself would fail.")
     if made.palettes or spec.method == "cluster":
         report["notes"].append(SIZE_NOT_SPEED)
     return Outcome(None, {}, report)
+
+
+def _changed(made: Made) -> str:
+    """First of all, how much of the network this is about."""
+    every = prunable(made.before)
+    whole = sum({id(weight_of(layer)): weight_of(layer).numel() for layer in every.values()}.values())
+    part = sum(weight_of(every[n]).numel() for n in made.layers)
+    return (
+        f"{len(made.layers)} of {len(every)} convolution and linear layers changed; "
+        f"{100 * part / max(1, whole):.1f} % of their weights were in those."
+    )
 
 
 def _evaluating(made: Made, net: Net, data: Data, ctx: Context) -> float:
@@ -184,29 +201,22 @@ def _finetuned(spec: ShareSpec, net: Net, made: Made, source: Version, data: Dat
         return finetune(net, source, None, data, spec.finetune, ctx, masks=inherited(net, source))
 
 
-def _say_of_training(report: dict[str, Any]) -> None:
-    found = report["validation"]
-    if found["finetuned"] is not None and found["finetuned"] < found["shared"]:
-        report["notes"].append(
-            f"Fine-tuning made it worse: {found['finetuned']:.4f} on the validation split, {found['shared']:.4f} "
-            "before it. A lower lr, or more epochs, may help."
-        )
-
-
 def _pack(made: Made, net: Net, report: dict[str, Any], dense: Any, ctx: Context) -> None:
     """Bytes on disk, of files that were written for it."""
     ctx.progress(0, None, phase="measuring the size")
     for name, row in made.layers.items():
         row["values"] = palettes.distinct(net.module.get_submodule(name))
-    path = ctx.scratch / "packed.npz"
-    packed = palettes.write(path, net.module, list(made.layers))
+    path = ctx.scratch / "plain.npz"
     plain = palettes.write(path, made.before, [])
     path.unlink()
-    report["packed"] = {"bytes": packed, "values": {n: r["values"] for n, r in made.layers.items()}}
+    packed = palettes.write(ctx.scratch / PACKED, net.module, list(made.layers))
+    values = {n: r["values"] for n, r in made.layers.items()}
+    report["packed"] = {"file": PACKED, "bytes": packed, "values": values}
     report["size"] = {"before": dense.stat().st_size, "before_deflated": plain, "packed": packed}
     report["notes"].append(
         f"Packed as palettes and indices, deflated, its numbers take {packed:,} bytes on disk; the version before "
-        f"takes {report['size']['before']:,}, and {plain:,} deflated."
+        f"takes {report['size']['before']:,}, and {plain:,} deflated. It is a file of the version: {PACKED}, "
+        "beside the dense weights that the version is trained and converted from."
     )
 
 

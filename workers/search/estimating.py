@@ -153,11 +153,13 @@ def _tell_rows(jobs: Mapping[str, Job], ctx: Context) -> None:
     for name, job in jobs.items():
         if job.ended and job.id not in told and "candidates" in job.spec:
             results = (_report(job) or {}).get("results", ())
+            more = {"params": results[0]["params"]} if len(results) == 1 else {}
+            more |= {"cache_hit": True} if (_report(job) or {}).get("cache_hit") else {}
             row: dict[str, Any] = {
                 "trial": name, "job": job.id, "status": job.status, "candidates": len(job.spec["candidates"]),
                 "values": {"quality": _score(job)}, "best": {"values": {"quality": best}},
             }  # fmt: skip
-            ctx.metrics(row | ({"params": results[0]["params"]} if len(results) == 1 else {}))
+            ctx.metrics(row | more)
 
 
 def _report(job: Job) -> dict[str, Any] | None:
@@ -208,9 +210,16 @@ def _answer(plan: Plan, found: Sequence[estimators.Result], jobs: Mapping[str, J
         "test": made.get("quality"), "job": winner.id,
     }  # fmt: skip
     report |= {"quality": made.get("quality"), "winner": {k: v for k, v in made.items() if k not in ("kept", "values")}}
-    report["notes"] = [*summary["notes"], *made.get("notes", ())]
+    report["notes"] = [*summary["notes"], *_cached(report["history"]), *made.get("notes", ())]
     hits = [r for job in jobs.values() if (r := _report(job)) is not None]
     return Outcome(None, {}, report, model=version.ref, cache_hit=all(r.get("cache_hit") for r in hits))
+
+
+def _cached(history: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not (hits := sum(bool(row.get("cache_hit")) for row in history)):
+        return []
+    of = f"{hits} of {len(history)} candidates were" if len(history) > 1 else "The candidate was"
+    return [f"{of} scored before, with the same data, folds and seed: scores and times are those of then."]
 
 
 def _history(found: Sequence[estimators.Result]) -> list[dict[str, Any]]:
@@ -218,7 +227,7 @@ def _history(found: Sequence[estimators.Result]) -> list[dict[str, Any]]:
         {
             "trial": n, "params": row["params"], "values": {"quality": row["mean_test_score"]},
             "status": "complete" if row["mean_test_score"] is not None else "failed",
-            "error": row.get("error"), "rows": row.get("rows"),
+            "error": row.get("error"), "rows": row.get("rows"), "cache_hit": row.get("cache_hit"),
             "seconds": _sum(row["mean_fit_time"], row["mean_score_time"]),
         }
         for n, row in enumerate(estimators.table(found))

@@ -130,7 +130,7 @@ def table(found: Sequence[Result]) -> list[dict[str, Any]]:
             "mean_fit_time": result.get("fit_s"),
             "mean_score_time": result.get("score_s"),
         }
-        rows.append(row | {k: result[k] for k in ("error", "warnings", "rows") if result.get(k)})
+        rows.append(row | {k: result[k] for k in ("error", "warnings", "rows", "cache_hit") if result.get(k)})
     return rows
 
 

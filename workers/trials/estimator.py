@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
 import warnings
 from collections.abc import Iterator
+from functools import cached_property
 from math import isnan
 from typing import Any
 
@@ -17,13 +19,14 @@ from sklearn.utils import resample
 from threadpoolctl import threadpool_limits
 
 from app.domain.estimators import class_path
-from app.domain.records import Dataset
+from app.domain.records import Dataset, parse_ref
 from app.domain.specs import TrialSpec
 from app.errors import Unprocessable
 from workers.arrays import open_split
 from workers.context import Context
 from workers.passes import Outcome
 from workers.search.scikit import make
+from workers.trials import kept
 
 Array = npt.NDArray[Any]
 Fold = tuple[Array, Array]
@@ -49,21 +52,55 @@ def run(spec: TrialSpec, ctx: Context) -> Outcome:
     """The report's `results`: one per candidate, with the score of every fold, None where the fit failed or the score
     is NaN. `values.quality`: the mean of the best of them. Raises Unprocessable where there can be no such folds."""
     asked = EstimatorTrial.model_validate(spec.model_dump())
-    record, folder = ctx.dataset_files()
+    assert ctx.job.dataset is not None
+    record = ctx.catalog.dataset(*parse_ref(ctx.job.dataset))
     ctx.progress(0, len(asked.candidates), "candidates", phase="cross-validating")
-    x, y = flat(*open_split(record.splits["train"], folder).rows())
-    path = class_path(asked.estimator, record)
-    folds = list(_folds(asked, make(path, {}, asked.seed), x, y, record))
+    rows = Training(asked, record, ctx)
+    content = kept.content_of(record)
     results = []
     with threadpool_limits(ctx.threads):
         for done, params in enumerate(asked.candidates, 1):
-            results.append(_result(asked, path, params, x, y, folds, ctx))
+            key = _key(asked, rows.path, params, content)
+            if (before := kept.find(ctx.artifacts, key)) is not None:
+                results.append(before.report | {"params": params, "cache_hit": True})
+            else:
+                results.append(_result(asked, rows, params, ctx))
+                if "error" not in results[-1]:  # of what failed only a new try can tell whether it would again
+                    kept.keep(ctx.artifacts, key, f"{ctx.job.id}-{ctx.job.attempt}", None, {}, results[-1])
             ctx.progress(done, len(asked.candidates), "candidates")
     means = [float(np.average(r["scores"])) for r in results if None not in r["scores"]]
-    report: dict[str, Any] = {"results": results, "kept": None, "cache_hit": False}
+    report: dict[str, Any] = {"results": results, "kept": None}
+    report["cache_hit"] = all(r.get("cache_hit") for r in results)
     metric = "accuracy" if record.y_dtype == "int64" else "r2"
     report["values"] = {"quality": max(means), metric: max(means)} if means else {}
     return Outcome(None, {}, report)
+
+
+class Training:
+    """The training split and its folds: read when the first candidate needs them, which may be never."""
+
+    def __init__(self, asked: EstimatorTrial, record: Dataset, ctx: Context) -> None:
+        self._asked, self._record, self._ctx = asked, record, ctx
+        self.path = class_path(asked.estimator, record)
+
+    @cached_property
+    def arrays(self) -> Fold:
+        record, folder = self._ctx.dataset_files()
+        return flat(*open_split(record.splits["train"], folder).rows())
+
+    @cached_property
+    def folds(self) -> list[Fold]:
+        return list(_folds(self._asked, make(self.path, {}, self._asked.seed), *self.arrays, self._record))
+
+
+def _key(asked: EstimatorTrial, path: str, params: dict[str, Any], content: str) -> str:
+    """What the scores of a candidate depend on. Every estimator that draws has the search's seed as its random_state,
+    never None: the same fit gives the same scores."""
+    versions = {name: importlib.metadata.version(name) for name in ("scikit-learn", "numpy")}
+    return kept.key_of(
+        role="estimator", data=content, estimator=path, params=asked.params | params, cv=asked.cv, rows=asked.rows,
+        seed=asked.seed, scoring="score", versions=versions,
+    )  # fmt: skip
 
 
 def flat(x: Array, y: Array) -> tuple[Array, Array]:
@@ -102,9 +139,8 @@ def _some(rows: Array, share: float, seed: int) -> Array:
     return np.asarray(resample(rows, replace=False, random_state=seed, n_samples=int(share * len(rows))))
 
 
-def _result(
-    asked: EstimatorTrial, path: str, params: dict[str, Any], x: Array, y: Array, folds: list[Fold], ctx: Context
-) -> dict[str, Any]:
+def _result(asked: EstimatorTrial, rows: Training, params: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    (x, y), folds = rows.arrays, rows.folds
     scores: list[float | None] = []
     fit_s: list[float] = []
     score_s: list[float] = []
@@ -115,7 +151,7 @@ def _result(
             began = time.perf_counter()
             fitted = began
             try:
-                estimator = clone(make(path, asked.params | params, asked.seed))
+                estimator = clone(make(rows.path, asked.params | params, asked.seed))
                 set_threads(estimator, x, ctx.threads)
                 estimator.fit(x[train], y[train])
                 fitted = time.perf_counter()

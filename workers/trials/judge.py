@@ -127,7 +127,7 @@ def _histogram(timed: Timed, batch: int) -> dict[str, Any]:
     series = []
     for name, ms in timed.calls.items():
         counts, _ = np.histogram(np.minimum(ms, top), edges)
-        series.append({"name": name, "x": edges[:-1].tolist(), "y": (counts / len(ms)).tolist()})
+        series.append({"name": name, "x": edges.tolist(), "y": (counts / len(ms)).tolist()})
     return {
         "title": f"Latency of a run of {batch} row{'s' if batch > 1 else ''}", "kind": "histogram",
         "x": {"label": "ms"}, "y": {"label": "share of the calls"}, "series": series,

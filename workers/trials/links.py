@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from workers.trials import kept
 
 # Versions that are only steps on the way are numbered from here on.
 UNPUBLISHED = 900_000_000
+MOST_ROWS = 60  # of a training's history that are kept, evenly spread
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,17 @@ def walk(links: Sequence[specs.Spec], ctx: Context, *, keeping: bool = True) -> 
             break
     for n in range(done, len(links)):
         ctx.given(version, folder)
+        rows: list[dict[str, Any]] = []
         try:
-            outcome = _apply(links[n], version, ctx, n, sum(_epochs(link) for link in links[:n]))
+            outcome = _apply(links[n], version, ctx, n, sum(_epochs(link) for link in links[:n]), rows)
         except Problem as problem:
             _say_links(problem, links[:n], ctx)
             raise
         if outcome.folder is None:
             raise Unprocessable(f"link {n} of the chain ({_kind(links[n])}) makes no version", code="bad_chain")
-        reports = [*reports, {"kind": _kind(links[n]), **outcome.report}]
+        # Whoever finds the chain computed before has no history of the training but this.
+        trained = {"history": rows[:: -ceil(len(rows) / MOST_ROWS)][::-1]} if rows else {}
+        reports = [*reports, {"kind": _kind(links[n]), **outcome.report, **trained}]
         draft = _draft(outcome, version, ctx, links[n], n + 1)
         if keeping:
             by = f"{ctx.job.id}-{ctx.job.attempt}"
@@ -101,13 +106,20 @@ def host() -> dict[str, Any]:
     return {"cpu": _cpu.model(), "versions": versions}
 
 
-def _apply(link: specs.Spec, version: Version, ctx: Context, n: int, epochs_before: int) -> Outcome:
+def _apply(
+    link: specs.Spec, version: Version, ctx: Context, n: int, epochs_before: int, rows: list[dict[str, Any]]
+) -> Outcome:
+    """rows: gets what is said of every epoch."""
     spec = link.model_copy(update={"model": version.ref, "dataset": ctx.job.dataset})
     job = ctx.job.but(kind=_kind(link), spec=spec.model_dump(mode="json"), model=version.ref)
     seed, watch = int(getattr(spec, "seed", 0) or 0), ctx.watch
-    if watch is not None:  # a pruner counts the epochs of the whole chain, those that were computed before included
-        ctx = replace(ctx, watch=lambda row: watch(row | {"epochs_before": epochs_before}))
-    inner = ctx.staged(str(n), job=job, seed=seed, device=_device(spec, ctx))
+
+    def seen(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if watch is not None:  # a pruner counts the epochs of the whole chain, those computed before included
+            watch(row | {"epochs_before": epochs_before})
+
+    inner = ctx.staged(str(n), job=job, seed=seed, device=_device(spec, ctx), watch=seen)
     outcome = apply(spec, inner)
     assert isinstance(outcome, Outcome)
     if outcome.folder is not None:  # the stage's folder may be made anew, when a chain is walked twice

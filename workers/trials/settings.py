@@ -56,7 +56,8 @@ def run(spec: TrialSpec, ctx: Context) -> Outcome:
         raise NotFound(f"the candidate {asked.candidate[:12]} is kept no more", retryable=True)
     version, folder = kept.fetch(ctx.artifacts, held, ctx.scratch / "kept")
     most = int(version.details.get("max_batch") or asked.batch) if version.signature.batched else 1
-    plans = plans_for(os.cpu_count() or 1, min(asked.batch, most), most, on_gpu=version.format.startswith("tensorrt"))
+    asked = asked.model_copy(update={"batch": min(asked.batch, most)})
+    plans = plans_for(os.cpu_count() or 1, asked.batch, most, on_gpu=version.format.startswith("tensorrt"))
     runtime = runtimes.get(runtime_of(version))
     precision = str(version.details.get("precision", "fp32"))
     with ExitStack() as stack:
@@ -123,7 +124,7 @@ def told(rows: list[dict[str, Any]], asked: SettingsTrial) -> dict[str, Any]:
     """`recommended`: fields of a deployment. For latency the shortest run of the batch that is asked about, else the
     most rows a second; the first in the list that comes within five per cent of that."""
     if asked.objective == "latency":
-        rival = [row for row in rows if row["batch"] == asked.batch and row["instances"] == 1] or rows
+        rival = [row for row in rows if row["batch"] == asked.batch and row["instances"] == 1]
         least = min(row["p50_ms"] for row in rival)
         best = next(row for row in rival if row["p50_ms"] <= least * WORTH)
         why = f"a run of {best['batch']} takes {best['p50_ms']:.3f} ms"

@@ -18,6 +18,7 @@ def check(version: Version, dataset: Dataset) -> None:
             "leave out `dataset` where the job can do without: convert can",
         )
     tensor = inputs[0]
+    _check_one_by_one(version, dataset)
     taken = _row_shape(tensor.shape, tensor.batch_axis)
     if not any(_shapes_fit(shape, dataset.x_shape) for shape in taken):
         raise _mismatch(
@@ -31,6 +32,29 @@ def check(version: Version, dataset: Dataset) -> None:
             f"upload x as {tensor.dtype}, scaled as the model was trained",
         )
     _check_targets_fit(version, dataset)
+
+
+def _check_one_by_one(version: Version, dataset: Dataset) -> None:
+    """A model without a batch of any size can be asked row after row where each run takes one row, and gives one."""
+    tensor, outputs = version.signature.inputs[0], version.signature.outputs
+    if version.signature.batched:
+        return
+    told = None
+    if tensor.batch_axis is None and _shapes_fit(tensor.shape, dataset.x_shape):
+        told = f"the input {tensor.name!r} of {version.ref} is {_dims(tensor.shape)}, without an axis for rows"
+    elif tensor.batch_axis is None and tensor.shape[:1] != (1,):
+        if _shapes_fit(tensor.shape[1:], dataset.x_shape):
+            told = f"{version.ref} takes {tensor.shape[0]} rows a run, neither more nor fewer"
+    elif outputs:
+        output = next((t for t in outputs if t.name == "logits"), outputs[0])
+        if output.shape and output.batch_axis is None and output.shape[0] != 1:
+            told = f"the output {output.name!r} of {version.ref} is {_dims(output.shape)}, without an axis for rows"
+    if told is not None:
+        raise _mismatch(
+            f"{told}: a data set cannot be fed to it",
+            "upload the model with a first dimension of any size (-1 in its signature, a dynamic axis in its ONNX "
+            "file), or of 1, in its inputs and outputs alike",
+        )
 
 
 def _check_targets_fit(version: Version, dataset: Dataset) -> None:

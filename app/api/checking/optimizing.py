@@ -30,6 +30,8 @@ def check(
                 hint=f"optimize {version.parent or 'the version it was made from'} instead",
             )
     warnings = []
+    if isinstance(spec, OptimizeSpec) and version is not None:
+        warnings += _about_rows(spec, version)
     if spec.max_accuracy_drop > UNUSUAL:
         warnings.append(
             f"`max_accuracy_drop` {spec.max_accuracy_drop:g} allows a loss of {100 * spec.max_accuracy_drop:g} points: "
@@ -53,6 +55,12 @@ def check(
             "could be pruned and fine-tuned too."
         )
     return warnings
+
+
+def _about_rows(spec: OptimizeSpec, version: Version) -> list[str]:
+    if version.signature.batched or (spec.batch in (None, 1) and spec.objective != "throughput"):
+        return []
+    return [f"{version.ref} takes one row at a time: speed is measured with 1 row"]
 
 
 def check_same_order(version: Version, baseline: Version) -> None:

@@ -13,8 +13,9 @@ from app.domain import searching
 from app.domain.estimator_params import PARAMETERS
 from app.domain.estimators import check_names, class_path, named
 from app.domain.records import Dataset, Version
-from app.domain.searching import LINKS, Objective, Place
+from app.domain.searching import Objective, Place
 from app.domain.specs import MENU, ConvertSpec, QuantizeSpec, Range, SearchSpec, Spec
+from app.domain.tuning import LINKS
 from app.errors import Unprocessable
 from app.storage.catalog import Catalog
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.domain.records import Dataset, Tensor, Version, parse_ref
 from app.domain.specs import Spec, TrainSpec
-from app.errors import Problem, Unprocessable
+from app.errors import NotFound, Problem, Unprocessable
 from app.storage.catalog import Catalog
 
 Place = tuple[str | int, ...]
@@ -73,7 +73,15 @@ def _version(ref: str, place: Place, catalog: Catalog) -> Version:
         name, number = parse_ref(ref)
     except ValueError as error:
         raise Unprocessable(str(error), errors=[{"loc": list(place), "msg": "is no reference"}]) from None
-    return catalog.version(name, number) if number is not None else catalog.versions(name)[-1]
+    try:
+        return catalog.version(name, number) if number is not None else catalog.versions(name)[-1]
+    except NotFound as gone:
+        raise NotFound(
+            f"the teacher {ref!r} is not here: {gone.detail}",
+            code=gone.code,
+            hint=gone.hint,
+            errors=[{"loc": list(place), "msg": "is not here"}],
+        ) from None
 
 
 def _mismatch(teacher: Version, student: Version, dataset: Dataset | None) -> str | None:
