@@ -87,7 +87,10 @@ class Training(Spec):
         "not where left and right differ in meaning, as in digits",
     )
     early_stopping: int | None = Field(
-        None, ge=1, description="epochs without a better validation figure before it ends"
+        None,
+        ge=1,
+        description="epochs without a better validation figure before it ends; the best weights are kept. After prune, "
+        "share or quantize those from before the first epoch are among them",
     )
     teacher: Ref | None = Field(
         None,

@@ -208,7 +208,10 @@ def _ref(model: str | Version | Job) -> str:
     if isinstance(model, str):
         return model
     if isinstance(model, Job):
-        return str((model.result or Record())["model"])
+        made = (model.result or Record()).get("model")
+        if made is None:
+            raise ValueError(f"job {model.id} made no version of a model")
+        return str(made)
     return str(model["ref"])
 
 

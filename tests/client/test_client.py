@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from enginesmith import Client, DeploymentFailed, EnginesmithError, Record, TimedOut
+from enginesmith import Client, DeploymentFailed, EnginesmithError, Job, Record, TimedOut
 from enginesmith.uploads import write_npz
 
 from .stub import DONE, Answer, Asked, Stub, job
@@ -153,6 +153,8 @@ def test_deploy_waits_until_it_is_ready(stub: Stub, client: Client) -> None:
     stub.on("GET", "/v1/deployments/d", Answer(200, loading), Answer(200, loading | {"status": "ready"}))
     assert client.deploy("d", "net@3", max_batch=8).status == "ready"
     assert stub.asked[0].json == {"model": "net@3", "max_batch": 8}
+    with pytest.raises(ValueError, match="j1 made no version"):  # a dry run
+        client.deploy("d", Job(id="j1", kind="prune", result={"model": None, "report": {}}))
     stub.on("GET", "/v1/deployments/d", Answer(200, loading))
     with pytest.raises(TimedOut):
         client.deploy("d", "net@3", timeout=0.15)

@@ -327,7 +327,8 @@ def test_the_guard_leaves_what_hurts_in_higher_precision(bench: Bench) -> None:
     engine, told = bench.run(
         kind="convert", model=guarded.ref, dataset="blobs@1", target="openvino", precision="int8", tolerance=1.0
     )
-    assert told["layers"] == {"first": "int8", "second": "f32", "third": "int8"}
+    assert sorted(told["layers"].values()) == ["f32", "int8", "int8"]
+    assert (told["layers"]["first"], told["layers"]["second"]) == ("int8", "f32")  # as quantize called them
     assert told["quality_change"]["difference"] > -0.02
     assert engine.verdict == judge(told["quality_change"], 0.02).verdict == "unproven"  # so few rows prove nothing
 
@@ -532,3 +533,17 @@ def test_engines_of_depthwise_and_skipping_networks_agree_with_their_source(
     version, _ = bench.run(kind="quantize", model="m@1", dataset="rows@1", target=target)
     _, report = bench.run(kind="convert", model=version.ref, dataset="rows@1", target=target, **INT8)
     assert report["parity"]["max_rel_diff"] < 0.05
+
+
+def test_layers_that_onnx_runtime_leaves_in_float_are_named(bench: Bench) -> None:
+    bench.dataset("blobs", **{name: blobs((12,), 40, seed=i) for i, name in enumerate(("train", "val", "test"))})
+    spec = {"kind": "quantize", "dataset": "blobs@1", "target": "onnxruntime"}
+    for name, activation, told in (
+        ("relu", nn.ReLU(), "1 of 2 layers in float"),
+        ("gelu", nn.GELU(), "compute no layer"),
+    ):
+        bench.model(name, nn.Sequential(nn.Linear(12, 16), activation, nn.Linear(16, CLASSES)), (12,))
+        _, report = bench.run(model=f"{name}@1", **spec)
+        (note,) = [n for n in report["notes"] if n.startswith("ONNX Runtime will")]
+        assert told in note
+    assert len(report["quantized_layers"]) == 2  # in the file

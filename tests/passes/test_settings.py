@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from workers.trials.settings import Plan, SettingsTrial, plans_for, told
+from workers.trials.settings import Plan, SettingsTrial, plans_for, told, within
 
 
 def row(instances: int, threads: int, batch: int, rows_per_s: float, ms: float) -> dict[str, Any]:
@@ -37,6 +37,15 @@ def test_on_a_gpu_runs_at_once_are_tried_and_threads_are_not() -> None:
 def test_for_latency_the_shortest_run_of_the_batch_that_is_asked_about() -> None:
     rows = [row(1, 1, 1, 900, 1.1), row(1, 2, 1, 1300, 0.7), row(2, 2, 1, 1800, 0.6), row(1, 2, 8, 9000, 0.5)]
     assert told(rows, asked("latency", 1))["recommended"] == {"instances": 1, "threads": 2}
+
+
+def test_of_an_engine_that_takes_fewer_rows_than_were_asked_about_the_most_that_it_takes() -> None:
+    about = within(asked("latency", 32), 16)
+    assert {plan.batch for plan in plans_for(2, about.batch, 16, on_gpu=False)} == {1, 8, 16}
+    rows = [row(1, 1, 1, 900, 1.1), row(1, 1, 16, 9000, 9.0), row(1, 2, 16, 16000, 6.0), row(1, 2, 1, 1300, 0.7)]
+    found = told(rows, about)
+    assert found["recommended"] == {"instances": 1, "threads": 2}
+    assert "a run of 16 takes 6.000 ms" in found["told"]
 
 
 def test_for_throughput_the_most_rows_and_of_equals_the_simpler() -> None:

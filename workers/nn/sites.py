@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from app.errors import Unprocessable
 from workers.net import Net, prunable
+from workers.nn import following
 from workers.nn.graph import shapes
 
 
@@ -46,7 +47,7 @@ def graph_of(net: Net) -> fx.GraphModule:
     if isinstance(net.module, fx.GraphModule):
         return net.module
     try:
-        found = fx.symbolic_trace(net.module)
+        found = following.graph_of(net.module, net.example())
         form.describe(found)
     except Exception as error:  # torch.fx raises whatever a network's own forward raises when it is traced
         raise Unprocessable(

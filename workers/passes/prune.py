@@ -112,10 +112,8 @@ def _step_notes(spec: PruneSpec, walked: Walked) -> list[str]:
         epochs = [step["epochs"] for step in walked.steps]
         each = ", ".join(map(str, epochs))
         notes.append(f"{sum(epochs)} epochs of fine-tuning in all, split over {len(epochs)} steps: {each}.")
-    for place, fitted in enumerate(walked.fits):
-        which = f" after step {place + 1 + len(walked.steps) - len(walked.fits)}" if len(walked.steps) > 1 else ""
-        if line := worsened(fitted, which):
-            notes.append(line)
+    if walked.fits and (line := worsened(walked.fits[-1], " after the last step" if len(walked.steps) > 1 else "")):
+        notes.append(line)
     if walked.fits and (teacher := walked.fits[-1].teacher):
         last = walked.fits[-1]
         notes.append(

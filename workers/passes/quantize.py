@@ -17,6 +17,7 @@ from workers.context import Context
 from workers.net import Net, load
 from workers.nn import qat, qdq
 from workers.nn.data import Data
+from workers.nn.executed import executed
 from workers.nn.export import to_onnx
 from workers.nn.finetune import finetune
 from workers.nn.foretold import foretell
@@ -208,6 +209,7 @@ def _outcome(
         notes.append(judged.told["told"])
     if bytes_["after"] >= bytes_["before"]:
         notes.append("The file did not get smaller: scales and zero points weigh as much as the weights saved.")
+    notes += _in_onnxruntime(spec, folder, labels, ctx)
     if left_out := [n for n in kept if n not in {labels[m] for m in guarded.chosen.left}]:
         notes.append(f"In float, because what they multiply is not quantized: {', '.join(left_out[:20])}.")
     quantized = {
@@ -243,3 +245,22 @@ def _outcome(
         },
         report,
     )
+
+
+def _in_onnxruntime(spec: QuantizeSpec, folder: Path, labels: dict[str, str], ctx: Context) -> list[str]:
+    """Its kernels want int8 on both sides of a layer: what GELU, SiLU or an output follows is computed in float."""
+    if spec.target != "onnxruntime":
+        return []
+    found = executed(spec.target, None, folder, ctx.scratch) or {}
+    floats = [labels.get(name, name) for name, precision in found.items() if precision != "int8"]
+    if not floats:
+        return []
+    if len(floats) == len(found):
+        return [
+            "ONNX Runtime will compute no layer of it in int8: it has no kernel for layers that an activation such as "
+            "GELU or SiLU, or an output, follows in float. convert refuses that; OpenVINO may take it."
+        ]
+    return [
+        f"ONNX Runtime will compute {len(floats)} of {len(found)} layers in float, because what follows them is float "
+        f"(GELU, SiLU, an output), or a factor of them is: {', '.join(floats[:20])}."
+    ]

@@ -56,7 +56,7 @@ def run(spec: TrialSpec, ctx: Context) -> Outcome:
         raise NotFound(f"the candidate {asked.candidate[:12]} is kept no more", retryable=True)
     version, folder = kept.fetch(ctx.artifacts, held, ctx.scratch / "kept")
     most = int(version.details.get("max_batch") or asked.batch) if version.signature.batched else 1
-    asked = asked.model_copy(update={"batch": min(asked.batch, most)})
+    asked = within(asked, most)
     plans = plans_for(os.cpu_count() or 1, asked.batch, most, on_gpu=version.format.startswith("tensorrt"))
     runtime = runtimes.get(runtime_of(version))
     precision = str(version.details.get("precision", "fp32"))
@@ -69,6 +69,11 @@ def run(spec: TrialSpec, ctx: Context) -> Outcome:
                 stack.callback(engines[plan[:2]].close)
         rows = tried(plans, engines, version, ctx)
     return Outcome(None, {}, {"values": {}, "settings": told(rows, asked)})
+
+
+def within(asked: SettingsTrial, most: int) -> SettingsTrial:
+    """About no more rows than the engine takes in a run."""
+    return asked.model_copy(update={"batch": min(asked.batch, most)})
 
 
 def plans_for(cores: int, batch: int, most: int, *, on_gpu: bool) -> list[Plan]:
