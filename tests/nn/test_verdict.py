@@ -90,4 +90,7 @@ def test_a_regression_is_judged_by_its_bootstrap() -> None:
     assert verdict.verdict == "unproven"
     assert verdict.samples_needed == 900  # three times as narrow
     assert judge(found | {"low": -0.009}, 0.01).verdict == "accepted"
+    fine = judge(found | {"difference": -0.0007, "low": -0.0009, "high": -0.0005}, 0.002)
+    assert "-0.0007 of r2 [-0.0009, -0.0005]" in fine.told
+    assert "a loss of up to 0.002 is allowed" in fine.told
     assert judge(found | {"difference": -0.011}, 0.01).verdict == "rejected"

@@ -57,6 +57,19 @@ def test_between_two_engines_of_one_graph_speed_does_not_choose(qualities: tuple
     assert len({"plain-x-int8", "tuned-x-int8"} & {c.name for c in pareto(list(found.values()))}) == 1
 
 
+def test_what_the_whole_network_gained_says_where_the_first_design_begins() -> None:
+    plain = {f"plain-openvino-{p}": Design("openvino", p) for p in ("fp32", "int8")}
+    trials = {
+        name: Job(
+            id=name, kind="trial", spec={}, status="succeeded", created_at=now(),
+            result=Result(report={"kept": "k", "values": {"quality": 0.9, "bytes": 9.0, "speedup": speedup}}),
+        )
+        for name, speedup in zip(plain, (1.0, 0.8), strict=True)
+    }  # fmt: skip
+    (found,) = Race(SPEC, "net@1", "data@1", plain, {}, ROOM, {}, trials).next_trials().values()
+    assert found["params"]["engine"] == "openvino:fp32"
+
+
 def test_verdicts_are_asked_for_in_the_order_of_accuracy() -> None:
     front = pareto(candidates((0.90, 1.0), (0.89, 2.0), (0.885, 2.1), (0.88, 3.0), (0.6, 9.0)))
     # What gains nothing needs no verdict; of two that gain alike the faster one is asked for.
@@ -85,6 +98,24 @@ def test_the_first_designs_look_for_the_amount_by_halves() -> None:
         amounts.append(design.params["amount"])
         past.append(Tried(dict(design.params), 0.95 if amounts[-1] <= 0.45 else 0.5, 2.0))
     assert amounts == [0.35, 0.6, 0.45, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("gains", "engine"),
+    [
+        ({"openvino:fp32": 1.0, "openvino:int8": 2.5}, "openvino:int8"),
+        ({"openvino:fp32": 1.0, "openvino:int8": 0.98}, "openvino:int8"),  # as good, and pruning may tell
+        ({"openvino:fp32": 1.0, "openvino:int8": 0.86}, "openvino:fp32"),  # attention in int8
+        ({"openvino:fp32": 1.0}, "openvino:fp32"),  # int8 failed
+        ({"openvino:fp32": 1.0, "openvino:int8": 1.0, "onnxruntime:fp32": 1.9}, "onnxruntime:fp32"),
+    ],
+)
+def test_the_first_designs_are_of_the_engine_that_is_best_for_the_whole_network(
+    gains: dict[str, float], engine: str
+) -> None:
+    design = propose(SPEC, Room((*ROOM.engines, "onnxruntime:fp32"), ("prune",), gains), [], 0, least=0.9)
+    assert design is not None
+    assert f"{design.target}:{design.precision}" == engine
 
 
 def test_two_at_a_time_look_for_the_amount_on_both_sides() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,12 @@ def opset(model: Any) -> int:
 
 
 def labels(model: Any) -> dict[str, str]:
-    """Node name of every layer with weights of its own → what a person calls it: the path of the weight where the
-    file has it, else the node's name. Call it on the float graph."""
+    """Node name of every layer with weights of its own → what a person calls it: the path of its weight, or of its
+    bias, where the file has it, else the node's name. Call it on the float graph."""
     weights = {t.name for t in model.graph.initializer}
     nodes = [n for n in model.graph.node if n.op_type in LAYERS]
-    paths = [_path(node, weights) for node in nodes]
+    users = users_of(model.graph)
+    paths = [_path(node, weights, users) for node in nodes]
     return {n.name: p if p and paths.count(p) == 1 else n.name for n, p in zip(nodes, paths, strict=True)}
 
 
@@ -186,9 +187,14 @@ def _name(model: Any) -> None:
     model.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in kept)
 
 
-def _path(node: Any, weights: Collection[str]) -> str | None:
+def _path(node: Any, weights: Collection[str], users: Mapping[str, Sequence[Any]]) -> str | None:
     found = [t for t in node.input[1:2] if t in weights]
-    return found[0].removesuffix(".weight") if found and found[0].endswith(".weight") else None
+    if found and found[0].endswith(".weight"):
+        return str(found[0]).removesuffix(".weight")
+    # A linear layer over more than rows is a product and a sum: the weights were transposed and have a name no more.
+    sums = [user for user in users.get(node.output[0], ()) if user.op_type == "Add"] if found else []
+    biases = {t for user in sums for t in user.input if t in weights and t.endswith(".bias")}
+    return biases.pop().removesuffix(".bias") if len(biases) == 1 else None
 
 
 def users_of(graph: Any) -> dict[str, list[Any]]:

@@ -39,11 +39,12 @@ def judge(difference: Mapping[str, Any], max_accuracy_drop: float) -> Verdict:
     difference itself lies below it. unproven: in between."""
     found, low, n = float(difference["difference"]), float(difference["low"]), int(difference["n"])
     bound = -max_accuracy_drop
-    points = 100.0 if difference["name"] == "accuracy" else 1.0
-    unit = " points" if difference["name"] == "accuracy" else f" of {difference['name']}"
+    in_points = difference["name"] == "accuracy"
+    # Figures such as r2 may differ by less than a hundredth and still be told apart.
+    scale, form, unit = (100.0, ".2f", " points") if in_points else (1.0, ".3g", f" of {difference['name']}")
     figures = (
-        f"{found * points:+.2f}{unit} [{low * points:+.2f}, {float(difference['high']) * points:+.2f}] over {n} rows; "
-        f"a loss of up to {max_accuracy_drop * points:.2f} is allowed"
+        f"{found * scale:+{form}}{unit} [{low * scale:+{form}}, {float(difference['high']) * scale:+{form}}] "
+        f"over {n} rows; a loss of up to {max_accuracy_drop * scale:{form}} is allowed"
     )
     if low >= bound:
         return Verdict("accepted", max_accuracy_drop, difference, None, f"Accepted: {figures}.")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -26,10 +26,12 @@ class Tried:
 
 @dataclass(frozen=True)
 class Room:
-    """What can be varied. engines: `target:precision`. compress: `prune`, `share`, `prune+share`."""
+    """What can be varied. engines: `target:precision`. compress: `prune`, `share`, `prune+share`. gains: by engine, how
+    many times better than the base the whole network is there; an engine that failed has none."""
 
     engines: tuple[str, ...]
     compress: tuple[str, ...]
+    gains: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -42,6 +44,8 @@ GROUPS = (2, 4)
 # The first designs, at least so many, or half of all, look for the amount that can go, by bisection; then the sampler
 # has something to go by.
 OPENERS, FIRST, MOST = 4, 0.35, 0.9
+# An engine this near to the best is as good as it, for all that one measurement says.
+NEAR = 0.95
 
 
 def propose(spec: OptimizeSpec, room: Room, past: Sequence[Tried], number: int, least: float) -> Design | None:
@@ -77,9 +81,8 @@ def design_of(params: dict[str, Any]) -> Design:
 
 
 def _openers(room: Room, past: Sequence[Tried], least: float) -> list[dict[str, Any]]:
-    """The narrowest precision with the next amount of a bisection, and the simplest of sharing."""
-    order = {"int8": 0, "fp16": 1, "bf16": 2, "tf32": 3, "fp32": 4}
-    engine = min(room.engines, key=lambda engine: (order.get(engine.partition(":")[2], 9), room.engines.index(engine)))
+    """The best engine with the next amount of a bisection, and the simplest of sharing."""
+    engine = _engine(room)
     if "prune" not in room.compress:
         return [{"engine": engine, "compress": "share", "groups": groups} for groups in GROUPS]
     fields = {"engine": engine, "compress": "prune", "scope": "layer", "round_to": 4}
@@ -89,6 +92,15 @@ def _openers(room: Room, past: Sequence[Tried], least: float) -> list[dict[str, 
     if "share" in room.compress and past:
         found.append({"engine": engine, "compress": "share", "groups": GROUPS[0]})
     return found
+
+
+def _engine(room: Room) -> str:
+    """The narrowest precision of the engines that are best for the whole network. Narrow alone is not fast: attention,
+    and much else on onnxruntime, is slower in int8 than in fp32, and one runtime may be twice as fast as another."""
+    order = {"int8": 0, "fp16": 1, "bf16": 2, "tf32": 3, "fp32": 4}
+    least = NEAR * max(room.gains.values(), default=0.0)
+    best = [engine for engine in room.engines if room.gains.get(engine, 0.0) >= least]
+    return min(best, key=lambda engine: (order.get(engine.partition(":")[2], 9), room.engines.index(engine)))
 
 
 def _bisected(alike: Sequence[Tried], least: float) -> float | None:

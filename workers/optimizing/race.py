@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -79,16 +79,21 @@ class Race:
     def candidates(self) -> list[Candidate]:
         """Every trial that gave a version, with what it gained. A plain engine and the fine-tuned one of its precision
         are one graph: both gain what the slower of the two was measured to gain, or noise would choose between them."""
-        gains = {name: self.gain(name) for name in (*self.plain, *self.tuned, *self.explored)}
-        for plain, tuned in zip(self.plain, self.tuned, strict=False):
-            both = [gain for gain in (gains[plain], gains[tuned]) if gain is not None]
-            gains |= {name: min(both) for name in (plain, tuned) if gains[name] is not None}
+        gains = self._whole_gains() | {name: self.gain(name) for name in self.explored}
         found = []
         for name, gain in gains.items():
             report, quality = self.report(name), self.quality(name)
             if report and report.get("kept") and quality is not None and gain is not None:
                 found.append(Candidate(name, quality, gain, _value(report, "bytes") or 0.0))
         return found
+
+    def _whole_gains(self) -> dict[str, float | None]:
+        """What the plain engines and the fine-tuned ones gain; of a pair that is one graph, both the lesser."""
+        gains = {name: self.gain(name) for name in (*self.plain, *self.tuned)}
+        for plain, tuned in zip(self.plain, self.tuned, strict=False):
+            both = [gain for gain in (gains[plain], gains[tuned]) if gain is not None]
+            gains |= {name: min(both) for name in (plain, tuned) if gains[name] is not None}
+        return gains
 
     def next_trials(self) -> dict[str, dict[str, Any]]:
         """What may start now: as many as `parallel` lets; empty when everything has ended or may not begin any more."""
@@ -108,8 +113,11 @@ class Race:
         if found or not all(self.ended(name) for name in (*self.plain, *self.tuned)):
             return found
         past = [self._tried(name) for name in self.explored]
+        whole = self._whole_gains()
+        gains = {f"{d.target}:{d.precision}": g for n, d in self.plain.items() if (g := whole[n]) is not None}
+        room = replace(self.room, gains=gains)
         while len(found) < free and len(past) < self.spec.trials and not self.is_late:
-            proposed = propose(self.spec, self.room, past, len(past), self.least)
+            proposed = propose(self.spec, room, past, len(past), self.least)
             if proposed is None:
                 break
             found[f"design-{len(past)}"] = self._trial(proposed, len(self.trials) + len(found), self._worth_while())

@@ -175,7 +175,7 @@ def _pareto(race: Race, judged: Mapping[str, Any], best: str) -> dict[str, Any]:
         )
     label = "bytes" if size else f"ms at batch {race.batch}"
     return {
-        "title": "Accuracy against " + ("size" if size else "latency"), "kind": "points",
+        "title": "Pareto front: accuracy against " + ("size" if size else "latency"), "kind": "points",
         "x": {"label": label, "log": True}, "y": {"label": _figure(judged)}, "series": series,
         "note": "The bars are intervals of the accuracy on the test split.",
     }  # fmt: skip
