@@ -70,6 +70,28 @@ def test_what_the_whole_network_gained_says_where_the_first_design_begins() -> N
     assert found["params"]["engine"] == "openvino:fp32"
 
 
+def test_designs_do_not_wait_for_the_original_to_be_fine_tuned() -> None:
+    plain, tuned = (
+        {f"{kind}-openvino-{p}": Design("openvino", p, tuned=kind == "tuned") for p in ("fp32", "int8")}
+        for kind in ("plain", "tuned")
+    )
+    ended = Job(
+        id="t", kind="trial", spec={}, status="succeeded", created_at=now(),
+        result=Result(report={"kept": "k", "values": {"quality": 0.9, "bytes": 9.0, "speedup": 2.0}}),
+    )  # fmt: skip
+    spec, trials = SPEC.model_copy(update={"parallel": 2}), dict.fromkeys(plain, ended)
+
+    def started(*more: tuple[str, Job]) -> list[str]:
+        return list(Race(spec, "net@1", "data@1", plain, tuned, ROOM, {}, trials | dict(more)).next_trials())
+
+    running = ended.but(status="running", result=None)
+    assert started() == ["tuned-openvino-fp32", "design-0"]
+    assert started(("tuned-openvino-fp32", running)) == ["design-0"]
+    assert started(("tuned-openvino-fp32", running), ("design-0", running)) == []
+    assert started(("tuned-openvino-fp32", ended), ("design-0", running)) == ["tuned-openvino-int8"]
+    assert started(("plain-openvino-int8", running)) == ["tuned-openvino-fp32"]
+
+
 def test_verdicts_are_asked_for_in_the_order_of_accuracy() -> None:
     front = pareto(candidates((0.90, 1.0), (0.89, 2.0), (0.885, 2.1), (0.88, 3.0), (0.6, 9.0)))
     # What gains nothing needs no verdict; of two that gain alike the faster one is asked for.

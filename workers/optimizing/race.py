@@ -110,7 +110,9 @@ class Race:
             waiting |= {name: design for name, design in self.tuned.items() if name not in self.trials}
         for name, design in list(waiting.items())[:free]:
             found[name] = self._trial(design, len(self.trials) + len(found))
-        if found or not all(self.ended(name) for name in (*self.plain, *self.tuned)):
+        # What a design gains is told against the plain engines. The original's own fine-tuning takes as long as a
+        # design's, and none of them waits for it.
+        if not all(self.ended(name) for name in self.plain):
             return found
         past = [self._tried(name) for name in self.explored]
         whole = self._whole_gains()
