@@ -24,6 +24,7 @@
     │   └── WorkerLost             an attempt whose process died, twice
     ├── NotSupported          501  a part of a protocol that is not served here
     ├── Unavailable           503  a part is broken or not there
+    │   └── EngineLost             its device failed under an engine: a fresh one has to take its place
     ├── DeadlineExceeded      504  the deadline passed while it waited
     └── InsufficientStorage   507  the disk is full
 
@@ -256,6 +257,11 @@ class Unavailable(Problem):
     default_code = "unavailable"
     default_hint = "try again in a few seconds; GET /healthz/ready says what is missing"
     retryable_by_default = True
+
+
+class EngineLost(Unavailable):
+    default_code = "engine_lost"
+    default_hint = "send the request again in a moment: a fresh engine is being loaded"
 
 
 class DeadlineExceeded(Problem):

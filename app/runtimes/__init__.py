@@ -30,11 +30,22 @@ class Availability:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """precision: fp32, tf32, fp16, bf16 or int8. shapes: input → concrete shape, where more than the batch varies."""
+    """precision: fp32, tf32, fp16, bf16 or int8. shapes: input → concrete shape, where more than the batch varies.
+
+    What only TensorRT knows: buckets, the largest batch of each optimization profile (one for all unless given); level
+    (0…5) and workspace_bytes, its own defaults unless given; sparse, whether the weights are 2:4; samples, inputs on
+    which the range of fp16 is looked at; timing_cache, a file that it reads, where there is one, and writes.
+    """
 
     precision: str = "fp32"
     max_batch: int = 64
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    buckets: tuple[int, ...] = ()
+    level: int | None = None
+    workspace_bytes: int | None = None
+    sparse: bool = False
+    samples: Sequence[Arrays] = ()
+    timing_cache: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,14 @@ class Buffers:
         others = sum(kind.nbytes for kind in self._kinds.values()) - next(reversed(self._kinds.values())).nbytes
         while len(self._kinds) > 1 and (len(self._kinds) > _KINDS_KEPT or others > _BYTES_KEPT):
             others -= self._kinds.popitem(last=False)[1].nbytes
+
+
+def padded(rows: int, met: Collection[int]) -> int:
+    """The size that a batch of `rows` rows is run with, where the first run of a size is dear: one that was met before,
+    if there is one that is at most a quarter larger."""
+    if rows in met:
+        return rows
+    return next((size for size in range(rows + 1, rows + rows // 4 + 1) if size in met), rows)
 
 
 class PlainSlot:

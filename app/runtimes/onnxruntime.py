@@ -18,6 +18,7 @@ from app.domain.records import Signature
 from app.domain.tensors import check
 from app.errors import Internal, Unavailable, Unprocessable
 from app.runtimes import Arrays, Availability, BuildOptions, Engine, LoadOptions, _cpu, _libraries, _ort_values
+from app.runtimes._names import pairs
 from app.runtimes._refusals import first_words, refused_graph, refused_run
 
 SUFFIX = ".onnx"
@@ -79,10 +80,10 @@ class _Engine:
         self._ort = ort
         self._run: _ort_values.Run | None = _ort_values.runner(ort, session)
         self._runs: dict[int, Any] = {}  # thread → the options of its runs, through which one of them is ended
-        self._inputs = _pairs([t.name for t in signature.inputs], [i.name for i in session.get_inputs()], "input")
-        pairs = _pairs([t.name for t in signature.outputs], [o.name for o in session.get_outputs()], "output")
-        self._outputs = [theirs for _, theirs in pairs]
-        self._names = [ours for ours, _ in pairs]
+        self._inputs = pairs([t.name for t in signature.inputs], [i.name for i in session.get_inputs()], "input")
+        outputs = pairs([t.name for t in signature.outputs], [o.name for o in session.get_outputs()], "output")
+        self._outputs = [theirs for _, theirs in outputs]
+        self._names = [ours for ours, _ in outputs]
 
     def infer(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         run = self._run
@@ -136,14 +137,3 @@ def _open(ort: Any, path: Path, options: LoadOptions) -> Any:
                 hint="save the model with its weights inside: onnx.save(model, path, save_as_external_data=False)",
             ) from error
         raise refused_graph("ONNX Runtime", error) from error
-
-
-def _pairs(ours: list[str], theirs: list[str], what: str) -> list[tuple[str, str]]:
-    """(name in the signature, name in the file): the same where it can be, else by order."""
-    if set(ours) <= set(theirs):
-        return [(name, name) for name in ours]
-    if len(ours) != len(theirs):
-        raise Internal(
-            f"the engine has {len(theirs)} {what}s and its signature names {len(ours)}: {ours}", code="engine_broken"
-        )
-    return list(zip(ours, theirs, strict=True))

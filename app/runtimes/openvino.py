@@ -19,7 +19,7 @@ from app.errors import Internal, Problem, Unavailable, Unprocessable
 from app.runtimes import Arrays, Availability, BuildOptions, Engine, LoadOptions, Slot, _cpu, _libraries
 from app.runtimes._openvino_graphs import Shapes, from_torchscript, is_steady
 from app.runtimes._refusals import refused_graph, refused_run
-from app.runtimes._slots import Buffers, Room
+from app.runtimes._slots import Buffers, Room, padded
 
 SUFFIX = ".xml"
 _MODEL = "model.xml"
@@ -107,7 +107,7 @@ class _Slot:
 
     def fill(self, parts: Sequence[Arrays], rows: int) -> None:
         self._rows = rows
-        size = self._engine.size_for(rows) if self.pads else rows
+        size = padded(rows, self._engine.met) if self.pads else rows
         room = self._buffers.room(parts[0], size)
         if room is not self._bound:
             self._bind(room)
@@ -175,12 +175,6 @@ class _Engine:
         slot = self._take()
         slot.pads = self.fixed
         return slot
-
-    def size_for(self, rows: int) -> int:
-        """The size that a batch of `rows` rows is run with."""
-        if rows in self.met:
-            return rows
-        return next((size for size in range(rows + 1, rows + rows // 4 + 1) if size in self.met), rows)
 
     def _take(self) -> _Slot:
         try:

@@ -1,7 +1,4 @@
-"""TensorRT for RTX: plans for NVIDIA GPUs.
-
-Says precisely why it cannot be used here; building and running come with the GPU work.
-"""
+"""TensorRT for RTX, for GeForce and RTX cards: plans for NVIDIA GPUs. Everything is in `_trt` and in `app.gpu`."""
 
 from __future__ import annotations
 
@@ -10,31 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.records import Signature
-from app.errors import Unavailable
-from app.runtimes import Availability, BuildOptions, Engine, LoadOptions, _cuda
+from app.runtimes import Availability, BuildOptions, Engine, LoadOptions
+from app.runtimes._trt.flavour import RTX
 
 SUFFIX = ".plan"
 
 
 def available() -> Availability:
     """Asks libcuda before anything of NVIDIA's is imported."""
-    return _cuda.availability("tensorrt_rtx", "TensorRT for RTX", "pip install tensorrt-rtx-cu13")
+    return RTX.available()
 
 
 def build(source: Path, folder: Path, options: BuildOptions, progress: Callable[[float, str], None]) -> dict[str, Any]:
-    """Raises Unavailable with the reason."""
-    raise _refusal("build")
+    """See `_trt.runtime.build`."""
+    from app.runtimes._trt import runtime
+
+    return runtime.build(RTX, source, folder, options, progress)
 
 
 def load(folder: Path, signature: Signature, options: LoadOptions) -> Engine:
-    """Raises Unavailable with the reason."""
-    raise _refusal("load")
+    """See `_trt.runtime.load`."""
+    from app.runtimes._trt import runtime
 
-
-def _refusal(verb: str) -> Unavailable:
-    return Unavailable(
-        f"cannot {verb} an engine of TensorRT for RTX: {available().reason}",
-        code="runtime_unavailable",
-        hint="choose openvino or onnxruntime, or use a machine with an NVIDIA GPU",
-        retryable=False,
-    )
+    return runtime.load(RTX, folder, signature, options)

@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: the driver, and the inference half of TensorRT. This file imports nothing."""

@@ -1,0 +1,1 @@
+"""What TensorRT and TensorRT for RTX have in common, which is nearly everything."""

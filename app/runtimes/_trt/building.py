@@ -1,0 +1,199 @@
+"""ONNX to a plan, on TensorRT 10 and 11 and TensorRT for RTX. Whatever it answers None or False to becomes an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from app.errors import Internal, Problem, Unprocessable
+from app.gpu.messages import listener, words
+from app.runtimes import BuildOptions
+from app.runtimes._trt.shapes import Bounds, profiles
+
+Progress = Callable[[float, str], None]
+# Share of a build that has gone by when a phase is over is TensorRT's own count of steps; this much is its end.
+_BUILT = 0.95
+
+
+def build(trt: Any, source: Path, options: BuildOptions, progress: Progress) -> bytes:
+    """The plan. source: ONNX in the precision that it is to have, with its weights inside. progress: share in 0…1 of
+    the build, and TensorRT's name of what it does; an exception of it ends the build and is raised again.
+
+    Raises Unprocessable naming the operator that is refused, Internal with TensorRT's own words.
+    """
+    messages = listener(trt)
+    monitor = _monitor(trt, progress)
+    # Builder, network, parser and listener are known to each other inside TensorRT alone: they stay until the end. And
+    # they go there, whatever happens: an error's traceback would keep them for the garbage collector, which may run
+    # while TensorRT logs, and then waits for ever for a lock that TensorRT holds.
+    builder = network = parser = config = cache = blob = None
+    try:
+        builder = trt.Builder(messages)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, messages)
+        if not parser.parse_from_file(str(source)):
+            raise _unparsed(parser, messages)
+        if network.num_inputs == 0 or network.num_outputs == 0:
+            raise Unprocessable("the graph has no inputs or no outputs", code="unsupported_graph")
+        config = _config(trt, builder, options)
+        config.progress_monitor = monitor
+        for bounds in profiles(_inputs(network), options.max_batch, options.shapes, options.buckets):
+            _add_profile(builder, config, bounds, messages)
+        cache = _timing_cache(config, options)
+        blob = builder.build_serialized_network(network, config)
+        if monitor.raised is not None:
+            raise monitor.raised
+        if blob is None:
+            raise _unbuilt(messages.said())
+        if cache is not None:
+            _keep(config, options)
+        return bytes(blob)
+    finally:
+        blob = cache = config = parser = network = builder = None
+
+
+def _inputs(network: Any) -> dict[str, tuple[int, ...]]:
+    tensors = [network.get_input(n) for n in range(network.num_inputs)]
+    if sizes := [t.name for t in tensors if t.is_shape_tensor]:
+        raise Unprocessable(
+            f"input {', '.join(sizes)} holds sizes, on which the shapes of others depend",
+            code="unsupported_graph",
+            hint="make these sizes constants of the model, or convert to onnxruntime",
+        )
+    return {t.name: tuple(t.shape) for t in tensors}
+
+
+def _config(trt: Any, builder: Any, options: BuildOptions) -> Any:
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names of layers and their precisions
+    if options.level is not None:
+        config.builder_optimization_level = options.level
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    # On by default since TensorRT 8, and fp32 is to be fp32.
+    (config.set_flag if options.precision == "tf32" else config.clear_flag)(trt.BuilderFlag.TF32)
+    if options.sparse:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    return config
+
+
+def _add_profile(builder: Any, config: Any, bounds: Mapping[str, Bounds], messages: Any) -> None:
+    profile = builder.create_optimization_profile()
+    for name, of in bounds.items():
+        profile.set_shape(name, of.smallest, of.best, of.largest)  # raises ValueError for what contradicts itself
+    if config.add_optimization_profile(profile) < 0:
+        raise Internal(f"TensorRT refuses the sizes {dict(bounds)}: {messages.said()}", code="bad_profile")
+
+
+def _timing_cache(config: Any, options: BuildOptions) -> Any:
+    """What was measured of kernels before, on this kind of GPU with this version: most of the time of a build."""
+    if options.timing_cache is None:
+        return None
+    known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
+    cache = config.create_timing_cache(known)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        cache = config.create_timing_cache(b"")  # of another GPU or version
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+            return None
+    return cache
+
+
+def _keep(config: Any, options: BuildOptions) -> None:
+    if options.timing_cache is not None and (found := config.get_timing_cache()) is not None:
+        blob = found.serialize()
+        if blob is not None:
+            options.timing_cache.write_bytes(bytes(blob))
+
+
+def _monitor(trt: Any, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # met when the library is there
+        """TensorRT calls it from its own threads, with phases within phases; a False from it ends the build."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.raised: BaseException | None = None
+            self._share = 0.0
+            self._phases: dict[str, tuple[str | None, int, int]] = {}  # name → phase around it, steps, steps done
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._phases[phase_name] = (parent_phase, max(1, num_steps), 0)
+            self._tell(phase_name)
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._phases.pop(phase_name, None)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in self._phases:
+                parent, steps, _ = self._phases[phase_name]
+                self._phases[phase_name] = (parent, steps, min(steps, step + 1))
+                self._tell(phase_name)
+            return self.raised is None
+
+        def _tell(self, name: str) -> None:
+            if self.raised is not None:
+                return
+            self._share = max(self._share, _BUILT * min(1.0, self._done(name)))
+            try:
+                progress(self._share, name.lower())
+            except BaseException as error:  # it must not pass through TensorRT
+                self.raised = error
+
+        def _done(self, name: str) -> float:
+            """The share of the whole: a phase is one step of the phase around it."""
+            share, seen = 0.0, set()
+            here: str | None = name
+            while here in self._phases and here not in seen:
+                seen.add(here)
+                parent, steps, done = self._phases[here]
+                share = (done + share) / steps if done < steps else 1.0
+                here = parent
+            return share
+
+    return Monitor()
+
+
+def _unparsed(parser: Any, messages: Any) -> Problem:
+    """What the parser says of the nodes that it refuses: each with its operator."""
+    errors = [parser.get_error(n) for n in range(parser.num_errors)]
+    said = messages.said()
+    operators: dict[str, None] = {}
+    told: list[str] = []
+    for error in errors:
+        operator, name = _ask(error, "node_operator"), _ask(error, "node_name")
+        if (operator and "UNSUPPORTED_NODE" in str(error.code())) or "Plugin not found" in str(error.desc()):
+            operators[str(operator)] = None
+        told.append(f"{operator or 'the graph'}{f' ({name})' if name else ''}: {words([str(error.desc())])}")
+    if operators:
+        return Unprocessable(
+            f"TensorRT has no implementation of: {', '.join(operators)}",
+            code="unsupported_operator",
+            hint="choose another target, or export the model without these operators",
+            errors=[{"loc": ["model"], "msg": text} for text in told[:8]],
+        )
+    return Unprocessable(
+        f"TensorRT refuses this graph: {'; '.join(told)[:500] or said}",
+        code="unsupported_graph",
+        hint="choose another target, or check the file with onnx.checker",
+    )
+
+
+def _ask(error: Any, name: str) -> str:
+    """A figure of a ParserError that not every version has."""
+    found = getattr(error, name, None)
+    return str(found()) if found is not None else ""
+
+
+def _unbuilt(said: str) -> Problem:
+    lowered = said.lower()
+    if "out of memory" in lowered or "outofmemory" in lowered or "insufficient workspace" in lowered:
+        return Internal(
+            f"the GPU's memory does not suffice for this build: {said}",
+            code="gpu_out_of_memory",
+            hint="a smaller max_batch, or a GPU that nothing else uses meanwhile",
+        )
+    return Unprocessable(
+        f"TensorRT cannot build this graph: {said}",
+        code="unsupported_graph",
+        hint="choose another target or precision; the operator is named in TensorRT's words",
+    )

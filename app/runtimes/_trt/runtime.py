@@ -1,0 +1,124 @@
+"""Build and load, for either flavour: an ONNX file in its precision, the plan beside it, and what is known of both."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from app.domain.records import Signature
+from app.errors import Internal, Unprocessable
+from app.gpu import driver
+from app.gpu.device import Device
+from app.gpu.inference import Plan
+from app.runtimes import BuildOptions, Engine, LoadOptions
+from app.runtimes._trt import building, precision
+from app.runtimes._trt.engine import PlanEngine
+from app.runtimes._trt.flavour import Flavour, precisions
+from app.runtimes._trt.layers import Layer, layers
+
+MODEL, PLAN, ABOUT = "model.onnx", "model.plan", "build.json"
+_TYPED = 0.05  # share of a build in which the graph is rewritten
+_BUILT = 0.95
+
+
+def build(
+    flavour: Flavour, source: Path, folder: Path, options: BuildOptions, progress: Callable[[float, str], None]
+) -> dict[str, Any]:
+    """Leaves three files: the graph as it was built (another GPU builds its plan from it), the plan, and what is known
+    of the build: layers that stay in fp32, each layer's precision, notes. Raises as the interface says."""
+    trt = _usable(flavour, options)
+    if source.suffix != ".onnx":
+        raise Unprocessable(
+            f"{flavour.product} builds .onnx files, not {source.suffix or 'this one'}",
+            code="unsupported_source",
+            hint="convert to openvino instead, or export the model to ONNX",
+        )
+    progress(0.0, f"writing the graph in {options.precision}")
+    typed = precision.write(source, folder / MODEL, options.precision, options.samples)
+    plan = building.build(trt, folder / MODEL, options, lambda share, phase: progress(_within(share), phase))
+    (folder / PLAN).write_bytes(plan)
+    progress(_BUILT, "looking at its layers")
+    found = _layers(trt, plan)
+    told = [asdict(layer) for layer in found or ()]
+    about = {"kept_fp32": typed.kept, "range_samples": typed.checked, "layers": told}
+    (folder / ABOUT).write_text(json.dumps(about, indent=1))
+    progress(1.0, "built")
+    return built_for(flavour)
+
+
+def load(flavour: Flavour, folder: Path, signature: Signature, options: LoadOptions) -> Engine:
+    """Raises Unavailable with the reason, Internal for a plan that does not load."""
+    found = flavour.available()
+    if not found.ok:
+        raise flavour.refusal(found.reason)
+    trt = flavour.library()
+    try:
+        blob = (folder / PLAN).read_bytes()
+    except FileNotFoundError:
+        raise Internal(f"there is no {PLAN} in this version", code="engine_broken") from None
+    plan = Plan(trt, device(), blob)
+    try:
+        return PlanEngine(plan, signature, options)
+    except BaseException:
+        plan.close()
+        raise
+
+
+def built_for(flavour: Flavour) -> dict[str, Any]:
+    """What a plan that is built here is tied to."""
+    gpu = driver.gpu()
+    return {
+        "runtime": flavour.name,
+        "version": flavour.version,
+        "device": gpu.name if gpu else None,
+        "compute_capability": f"{gpu.capability[0]}.{gpu.capability[1]}" if gpu else None,
+        "cuda": gpu.cuda if gpu else None,
+        "driver": gpu.driver if gpu else None,
+    }
+
+
+@functools.cache
+def device() -> Device:
+    """The first GPU's primary context: one for the whole process, and whatever else runs in it."""
+    return Device(importlib.import_module("pycuda.driver"))
+
+
+def _usable(flavour: Flavour, options: BuildOptions) -> Any:
+    """The library, where it can build. Raises Unavailable, Unprocessable for a precision that the GPU lacks."""
+    found = flavour.available()
+    if not found.ok and not flavour.builds_anywhere:
+        raise flavour.refusal(found.reason)
+    trt = flavour.library()
+    gpu = driver.gpu()
+    able = precisions(gpu.capability) if gpu else precisions((8, 0))
+    if options.precision not in able:
+        raise Unprocessable(
+            f"{flavour.product} on this GPU has no precision {options.precision}",
+            code="unsupported_precision",
+            hint=f"choose {', '.join(able)}",
+        )
+    return trt
+
+
+def _layers(trt: Any, blob: bytes) -> list[Layer] | None:
+    """What TensorRT made of the graph. None without a GPU: a plan is only opened where one is."""
+    if driver.missing() is not None:
+        return None
+    plan = Plan(trt, device(), blob)
+    try:
+        with device().current():
+            inspector = plan.engine.create_engine_inspector()
+            text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+            del inspector
+        return layers(text)
+    finally:
+        plan.close()
+
+
+def _within(share: float) -> float:
+    return _TYPED + (_BUILT - _TYPED) * share

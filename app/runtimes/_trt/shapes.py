@@ -1,0 +1,56 @@
+"""Optimization profiles: the sizes that a plan is built for, from what the network leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from app.errors import Unprocessable
+
+Shape = tuple[int, ...]
+_USUAL = 8  # the batch that a plan of one profile is fastest at
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Of one input in one profile."""
+
+    smallest: Shape
+    best: Shape
+    largest: Shape
+
+
+def profiles(
+    inputs: Mapping[str, Shape], max_batch: int, shapes: Mapping[str, Shape], buckets: Sequence[int] = ()
+) -> list[dict[str, Bounds]]:
+    """One profile for 1 … max_batch rows, or one for each bucket: the largest number of rows that it takes.
+
+    inputs: name → shape with -1 where it varies; the first -1 is the batch where it is the first dimension. shapes:
+    what the other open sizes are for, and at most. Raises Unprocessable where such a size is open and not said.
+    """
+    ends = sorted({min(b, max_batch) for b in buckets if b > 0} | {max_batch})
+    starts = [1, *(end + 1 for end in ends[:-1])]
+    made = []
+    for first, last in zip(starts, ends, strict=True):
+        usual = last if buckets else min(_USUAL, last)
+        made.append({name: _bounds(name, shape, shapes, first, usual, last) for name, shape in inputs.items()})
+    return made
+
+
+def _bounds(name: str, shape: Shape, shapes: Mapping[str, Shape], first: int, usual: int, last: int) -> Bounds:
+    said = shapes.get(name)
+    if any(n < 0 for n in shape[1:]) and (said is None or len(said) != len(shape)):
+        raise Unprocessable(
+            f"input {name} is {list(shape)}: how large its open sizes get has to be said",
+            code="open_shape",
+            hint=f'say it: "shapes": {{"{name}": [{", ".join("1" if n < 0 else str(n) for n in shape)}]}}',
+        )
+
+    most = max(last, said[0]) if said and shape[:1] == (-1,) else last  # an axis 0 that is no batch is an open size
+
+    def sized(rows: int, whole: bool) -> Shape:
+        return tuple(
+            n if n >= 0 else rows if axis == 0 else said[axis] if whole and said else 1 for axis, n in enumerate(shape)
+        )
+
+    return Bounds(sized(first, False), sized(usual, True), sized(most, True))

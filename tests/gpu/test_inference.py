@@ -1,0 +1,274 @@
+"""Buffers, profiles, shapes, graphs and the end of a plan, against a GPU that is none: what is wrong shows there."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_gpu import Cuda, CudaError, FakeLibcuda, OutOfMemory, Trt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.errors import BadTensor, EngineLost, Internal, Unavailable
+from app.gpu.device import Device
+from app.gpu.inference import Plan, Session
+
+ROOT = Path(__file__).resolve().parents[2]
+rng = np.random.default_rng(0)
+
+
+def doubled(cuda: Cuda, **more: Any) -> Trt:
+    """y = 2x over rows of three."""
+    given: dict[str, Any] = {
+        "inputs": {"x": ("float32", (-1, 3))}, "outputs": {"y": ("float32", (-1, 3))},
+        "profiles": [{"x": ((1, 3), (16, 3))}],
+        "shapes": lambda s: {"y": s["x"]}, "work": lambda given: {"y": given["x"] * 2},
+    }  # fmt: skip
+    return Trt(cuda, **(given | more))
+
+
+def opened(trt: Trt, refuses: bool = False) -> tuple[Plan, FakeLibcuda]:
+    graphs = FakeLibcuda(trt.cuda, refuses)
+    return Plan(trt, Device(trt.cuda, libcuda=graphs), b"plan"), graphs  # type: ignore[arg-type]
+
+
+def ask(session: Session, **given: np.ndarray) -> dict[str, np.ndarray]:
+    with session.filling({name: array.shape for name, array in given.items()}) as room:
+        for name, array in given.items():
+            room[name][...] = array
+    return {name: array.copy() for name, array in session.run().items()}
+
+
+def rows(n: int) -> np.ndarray:
+    return rng.standard_normal((n, 3)).astype(np.float32)
+
+
+def empty(cuda: Cuda) -> bool:
+    return not cuda.heap.blocks and not cuda.pinned.blocks
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 16), min_size=1, max_size=30),
+    buckets=st.booleans(),
+    refuses=st.booleans(),
+    whole=st.booleans(),
+)
+def test_any_order_of_sizes_gives_what_numpy_gives(sizes: list[int], buckets: bool, refuses: bool, whole: bool) -> None:
+    cuda = Cuda()
+    profiles = [{"x": ((1, 3), (4, 3))}, {"x": ((5, 3), (16, 3))}] if buckets else [{"x": ((1, 3), (16, 3))}]
+    dtype = "int64" if whole else "float32"
+    trt = doubled(cuda, profiles=profiles, inputs={"x": (dtype, (-1, 3))}, outputs={"y": (dtype, (-1, 3))})
+    plan, graphs = opened(trt, refuses)
+    sessions = [plan.session(), plan.session()]
+    for turn, n in enumerate(sizes):
+        x = (rows(n) * 100).astype(dtype)
+        np.testing.assert_array_equal(ask(sessions[turn % 2], x=x)["y"], x * 2)
+    assert graphs.launched == 0 if refuses else graphs.launched <= len(sizes)
+    plan.close()
+    plan.close()
+    assert empty(cuda)
+    assert graphs.made == {}
+
+
+def test_a_size_that_comes_again_is_one_launch_and_nothing_is_told_twice() -> None:
+    cuda = Cuda()
+    trt = doubled(cuda)
+    plan, graphs = opened(trt)
+    session = plan.session()
+    for _ in range(3):
+        ask(session, x=rows(4))
+    assert session.times is not None
+    assert session.times.graph
+    assert graphs.captured == 1
+    assert graphs.launched == 2
+    assert [call[0] for call in trt.told if call[0] != "profile"].count("shape") == 2  # the largest once, and these
+    trt.told.clear()
+    ask(session, x=rows(4))
+    assert trt.told == []
+
+
+def test_memory_that_grows_voids_the_graphs_that_know_the_old_place() -> None:
+    cuda = Cuda()
+    plan, graphs = opened(doubled(cuda))
+    session = plan.session()
+    ask(session, x=rows(1))
+    ask(session, x=rows(16))
+    assert graphs.captured == 2
+    assert len(graphs.made) == 1
+    for n in (1, 16, 1):
+        x = rows(n)
+        np.testing.assert_array_equal(ask(session, x=x)["y"], x * 2)
+    assert graphs.captured == 3
+
+
+def test_shapes_beside_the_rows_are_recorded_when_they_come_again() -> None:
+    cuda = Cuda()
+    trt = doubled(
+        cuda, inputs={"x": ("float32", (-1, -1))}, outputs={"y": ("float32", (-1, -1))},
+        profiles=[{"x": ((1, 1), (16, 16))}],
+    )  # fmt: skip
+    plan, graphs = opened(trt)
+    session = plan.session()
+    for n in range(1, 10):
+        ask(session, x=np.ones((2, n), np.float32))
+    assert graphs.captured == 0
+    for _ in range(2):
+        ask(session, x=np.ones((2, 9), np.float32))
+    assert graphs.captured == 1
+    assert graphs.launched == 1
+
+
+def test_a_network_that_cannot_be_recorded_runs_call_by_call_and_says_why() -> None:
+    plan, _ = opened(doubled(Cuda()), refuses=True)
+    session = plan.session()
+    for _ in range(3):
+        x = rows(2)
+        np.testing.assert_array_equal(ask(session, x=x)["y"], x * 2)
+    assert session.uncapturable == "recording failed: cuStreamEndCapture failed with CUDA error 901"
+    assert session.times is not None
+    assert not session.times.graph
+
+
+def test_shapes_that_no_profile_takes_are_the_callers() -> None:
+    plan, _ = opened(doubled(Cuda()))
+    session = plan.session()
+    with pytest.raises(BadTensor, match=r"x \[17, 3\] is not within \[1, 3\] … \[16, 3\]"):
+        ask(session, x=rows(17))
+    x = rows(2)
+    np.testing.assert_array_equal(ask(session, x=x)["y"], x * 2)
+
+
+def test_an_output_whose_shape_depends_on_values() -> None:
+    cuda = Cuda()
+    trt = doubled(
+        cuda, outputs={"y": ("float32", (-1,))}, shapes=lambda s: {"y": None}, work=lambda g: {"y": g["x"][g["x"] > 0]}
+    )
+    plan, graphs = opened(trt)
+    session = plan.session()
+    for n in (3, 16, 1, 5):
+        x = rows(n)
+        np.testing.assert_array_equal(ask(session, x=x)["y"], x[x > 0])
+    np.testing.assert_array_equal(ask(session, x=-np.ones((2, 3), np.float32))["y"], np.empty(0, np.float32))
+    assert graphs.captured == 0
+    assert "depends on values" in str(session.uncapturable)
+    plan.close()
+    assert empty(cuda)
+
+
+def test_an_input_that_holds_sizes_stays_on_the_host() -> None:
+    cuda = Cuda()
+    trt = doubled(
+        cuda, inputs={"x": ("float32", (-1, 3)), "n": ("int64", (1,))}, on_host=("n",),
+        work=lambda g: {"y": g["x"] * int(g["n"][0])},
+    )  # fmt: skip
+    plan, _ = opened(trt)
+    session = plan.session()
+    x = rows(2)
+    np.testing.assert_array_equal(ask(session, x=x, n=np.array([5]))["y"], x * 5)
+    plan.close()
+    assert empty(cuda)
+
+
+def test_no_memory_is_an_error_of_its_own_batch() -> None:
+    cuda = Cuda(limit=600)
+    plan, _ = opened(doubled(cuda, profiles=[{"x": ((1, 3), (1000, 3))}]))
+    session = plan.session()
+    ask(session, x=rows(4))
+    with pytest.raises(Unavailable, match="no memory left") as refused:
+        ask(session, x=rows(1000))
+    assert refused.value.code == "gpu_out_of_memory"
+    x = rows(4)
+    np.testing.assert_array_equal(ask(session, x=x)["y"], x * 2)
+    plan.close()
+    assert empty(cuda)
+
+
+def test_a_gpu_that_fails_loses_the_engine() -> None:
+    cuda = Cuda()
+    plan, _ = opened(doubled(cuda))
+    session = plan.session()
+    cuda.fail = CudaError("cuStreamSynchronize failed: an illegal memory access was encountered")
+    with pytest.raises(EngineLost, match="illegal memory access"):
+        ask(session, x=rows(2))
+    cuda.fail = None
+    plan.close()
+    cuda.fail = OutOfMemory("out")
+    with pytest.raises(Unavailable, match="closed"):
+        session.run()
+
+
+def test_what_tensorrt_refuses_comes_with_its_words() -> None:
+    trt = doubled(Cuda())
+    plan, _ = opened(trt)
+    session = plan.session()
+    trt.refuse = "IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (In run at /x/y.cpp:3)"
+    with pytest.raises(Internal, match="enqueueV3: Error Code 1: Cuda Runtime"):
+        ask(session, x=rows(2))
+    trt.refuse = ""
+    x = rows(2)
+    np.testing.assert_array_equal(ask(session, x=x)["y"], x * 2)
+    trt.loads = False
+    with pytest.raises(Internal, match="magic tag"):
+        Plan(trt, plan.device, b"")
+
+
+def test_a_long_run_is_waited_for_asleep() -> None:
+    cuda = Cuda()
+    cuda.millisecond = 10.0
+    plan, _ = opened(doubled(cuda))
+    session = plan.session()
+    ask(session, x=rows(1))
+    assert not cuda.slept
+    ask(session, x=rows(1))
+    assert cuda.slept
+
+
+def test_closing_waits_for_nobody_and_takes_no_memory_from_under_a_run() -> None:
+    cuda = Cuda()
+    inside, go = threading.Event(), threading.Event()
+
+    def work(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        inside.set()
+        go.wait(10)
+        return {"y": given["x"] * 2}
+
+    plan, _ = opened(doubled(cuda, work=work))
+    session = plan.session()
+    found: list[Any] = []
+    x = rows(3)
+    thread = threading.Thread(target=lambda: found.append(ask(session, x=x)))
+    thread.start()
+    assert inside.wait(10)
+    plan.close()
+    assert not empty(cuda)
+    go.set()
+    thread.join(10)
+    assert empty(cuda)
+    with pytest.raises(Unavailable):
+        ask(session, x=rows(1))
+
+
+def test_it_needs_numpy_and_the_errors_alone() -> None:
+    files = sorted((ROOT / "app" / "gpu").glob("*.py"))
+    found = {
+        node.module if isinstance(node, ast.ImportFrom) else name.name
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(), feature_version=(3, 10)))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in node.names
+    }
+    ours = {name for name in found if name and name.partition(".")[0] in ("app", "workers")}
+    assert {name for name in ours if not name.startswith("app.gpu")} == {"app.errors"}
+    assert {str(n).partition(".")[0] for n in found} - set(sys.stdlib_module_names) == {"app", "numpy"}
+    code = "import sys, app.gpu.inference as i; assert not {'pydantic', 'torch', 'onnx'} & set(sys.modules), i"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    for package in ("app/__init__.py", "app/gpu/__init__.py"):
+        nodes = ast.walk(ast.parse((ROOT / package).read_text()))
+        assert not [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
