@@ -1,0 +1,68 @@
+"""Which GPUs each of the two knows, and the words for what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from app.errors import Unavailable
+from app.gpu import driver
+from app.gpu.driver import Gpu
+from app.runtimes._trt import flavour
+from app.runtimes._trt.flavour import RTX, TENSORRT, Flavour, precisions
+
+
+@pytest.mark.parametrize(
+    ("of", "version", "capability", "why"),
+    [
+        (TENSORRT, "11.4.0", (6, 1), "GPU is sm 6.1, TensorRT 11 needs 7.5"),
+        (TENSORRT, "11.4.0", (7, 0), "GPU is sm 7.0, TensorRT 11 needs 7.5"),
+        (TENSORRT, "10.4.0", (7, 0), None),
+        (TENSORRT, "10.13.3", (7, 0), "GPU is sm 7.0, TensorRT 10 needs 7.5"),
+        (TENSORRT, "8.6.0", (6, 1), None),
+        (TENSORRT, "11.0.0", (9, 0), None),
+        (TENSORRT, "11.0.0", (12, 0), None),
+        (RTX, "1.7.1", (8, 9), None),
+        (RTX, "1.7.1", (9, 0), "GPU is sm 9.0, TensorRT for RTX knows 7.5, 8.0, 8.6, 8.9, 12.0, 12.1 alone"),
+    ],
+)
+def test_which_gpus_are_known(of: Flavour, version: str, capability: tuple[int, int], why: str | None) -> None:
+    assert of.unfit(capability, version) == why
+
+
+def test_turing_has_neither_tf32_nor_bf16() -> None:
+    assert precisions((7, 5)) == ("fp32", "fp16", "int8")
+    assert precisions((9, 0)) == ("fp32", "tf32", "fp16", "bf16", "int8")
+
+
+def on(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], *installed: str) -> None:
+    """A machine with a GPU and these modules."""
+    monkeypatch.setattr(driver, "missing", lambda: None)
+    monkeypatch.setattr(driver, "gpu", lambda ordinal=0: Gpu("NVIDIA Test", capability, "13.0", "580", 80 << 30))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in installed else None)
+    monkeypatch.setattr(flavour.importlib.metadata, "version", lambda name: "11.4.0")
+
+
+def test_what_is_missing_is_said_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, (9, 0))
+    assert TENSORRT.available().reason == "TensorRT is not installed: pip install 'enginesmith[gpu]'"
+    with pytest.raises(Unavailable, match="pip install 'enginesmith"):
+        TENSORRT.library()
+    on(monkeypatch, (9, 0), "tensorrt")
+    assert TENSORRT.available().reason == "pycuda is not installed: pip install 'enginesmith[gpu]'"
+    on(monkeypatch, (6, 1), "tensorrt", "pycuda")
+    assert TENSORRT.available().reason == "GPU is sm 6.1, TensorRT 11 needs 7.5"
+    on(monkeypatch, (9, 0), "tensorrt", "pycuda")
+    found = TENSORRT.available()
+    assert found.ok
+    assert (found.device, found.version) == ("NVIDIA Test", "11.4.0")
+    assert found.precisions == ("fp32", "tf32", "fp16", "bf16", "int8")
+
+
+def test_a_library_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As bindings without their libraries do: an ImportError that names a file."""
+    broken = Flavour("broken", "enginesmith_no_such_module", "Broken", "pip install it", ("broken",), True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(Unavailable, match="is installed and does not load: No module named"):
+        broken.library()
