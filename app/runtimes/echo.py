@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from app.domain.records import Signature
 from app.domain.tensors import DTYPES, check
-from app.errors import Unavailable
+from app.errors import EngineLost, Unavailable
 from app.runtimes import Arrays, Availability, BuildOptions, Engine, LoadOptions
 
 SUFFIX = ".echo"
@@ -30,7 +30,7 @@ class Behaviour:
     """delay_s, row_s: how long a run takes, and each of its rows.
 
     A fault happens to a batch in which some number of the first input is the one named: raise_on fails, hang_on hangs
-    (for hang_s at most), nan_on answers NaN, short_on loses a row.
+    (for hang_s at most), nan_on answers NaN, short_on loses a row, lose_on loses the engine: no run succeeds after.
     """
 
     delay_s: float = 0.0
@@ -40,6 +40,7 @@ class Behaviour:
     hang_s: float = 3600.0
     nan_on: float | None = None
     short_on: float | None = None
+    lose_on: float | None = None
 
 
 def available() -> Availability:
@@ -77,6 +78,7 @@ class EchoEngine:
         self.hanging = threading.Event()
         self.released = threading.Event()
         self._closed = threading.Event()
+        self._lost = False
 
     def infer(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         if self._closed.is_set():
@@ -89,6 +91,9 @@ class EchoEngine:
         if _holds(first, does.hang_on):
             self.hanging.set()
             self.released.wait(does.hang_s)
+        if self._lost or _holds(first, does.lose_on):
+            self._lost = True
+            raise EngineLost(f"told to be lost on {does.lose_on}")
         if _holds(first, does.raise_on):
             raise RuntimeError(f"told to fail on {does.raise_on}")
         pairs = zip(self.signature.inputs, self.signature.outputs, strict=False)

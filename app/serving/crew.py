@@ -1,4 +1,4 @@
-"""The instances of one engine: who is idle, who runs too long, and what replaces an engine that hangs."""
+"""The instances of one engine: who is idle, who runs too long, and what replaces an engine that hangs or is lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from app.errors import DeadlineExceeded, Problem, Unavailable
+from app.errors import DeadlineExceeded, EngineLost, Problem, Unavailable
 from app.runtimes import Engine
 from app.serving.aside import in_thread
 from app.serving.runner import Ran, Runner
@@ -27,7 +27,8 @@ class Crew:
     changed: called when an instance has become idle otherwise, or none is left (then `broken` says why).
     run_timeout_s: a run that takes longer hangs. It is ended where the engine can do that, and its thread abandoned; a
     fresh engine from `reopen` (called in a thread) takes the place of the whole engine, whose other instances end
-    their runs first.
+    their runs first. A run that raises EngineLost has lost its device: the same happens, and nothing more is given to
+    the old engine.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Crew:
         self._heard = heard
         self._changed = changed
         self._abandoned: list[Runner] = []
+        self._lost: Engine | None = None
         self._replacing: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Future[None]] = set()
         self._watch: asyncio.TimerHandle | None = None
@@ -101,12 +103,26 @@ class Crew:
 
     def _done(self, runner: Runner, batch: list[Item], found: Ran | BaseException) -> None:
         self.flying.discard(runner)
-        if runner.engine is self.engine:
+        if isinstance(found, EngineLost) and runner.engine is self.engine:
+            self._lose(found)
+        if runner.engine is self.engine and runner.engine is not self._lost:
             self.idle.append(runner)
         else:
             runner.stop()
             self._end_unused(runner.engine)
         self._heard(batch, found)
+
+    def _lose(self, why: EngineLost) -> None:
+        """Whoever waits goes on waiting, for the fresh engine."""
+        if self._lost is self.engine:
+            return
+        log.error("%s: its engine is lost, and is replaced: %s", self._name, why.detail)
+        self._lost = self.engine
+        for runner in self.idle:
+            runner.stop()
+        self.idle.clear()
+        if self._replacing is None:
+            self._replacing = asyncio.create_task(self._replace(), name=f"replace {self._name}")
 
     def _look(self) -> None:
         """Finds the runs that take too long, and looks again when the next one could."""
@@ -160,15 +176,15 @@ class Crew:
             opening.add_done_callback(self._discard)
             raise
         except Exception as error:
-            log.error("%s: no engine could be loaded in the place of one that hangs", self._name, exc_info=error)
+            log.error("%s: no engine could be loaded in the place of the old one", self._name, exc_info=error)
             return _unusable(error.detail if isinstance(error, Problem) else type(error).__name__)
-        old, self.engine, self.broken = self.engine, fresh, None
+        old, self.engine, self.broken, self._lost = self.engine, fresh, None, None
         for runner in self.idle:
             runner.stop()
         self.idle.clear()
         self._staff()
         self._end_unused(old)
-        log.warning("%s: a fresh engine is in the place of the one that hangs", self._name)
+        log.warning("%s: a fresh engine is in the place of the old one", self._name)
         self._changed()
         return None
 
@@ -209,7 +225,7 @@ def _hung(seconds: float) -> DeadlineExceeded:
 
 def _unusable(why: str) -> Unavailable:
     return Unavailable(
-        f"the engine hangs, and there is no other yet: {why}",
+        f"the engine hangs or is lost, and there is no other yet: {why}",
         code="engine_hung",
         hint="try again in a few seconds; the service's log says more",
         headers={"Retry-After": "5"},

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from app.domain.records import Signature, Tensor
-from app.errors import DeadlineExceeded, Internal, Problem, Unavailable
+from app.errors import DeadlineExceeded, EngineLost, Internal, Problem, Unavailable
 from app.metrics import Meter
 from app.runtimes import Engine
 from app.runtimes.echo import Behaviour, EchoEngine
@@ -20,7 +20,7 @@ from app.serving import crew
 from app.serving.batcher import Batcher
 
 ROWS = Signature(inputs=(Tensor(name="x", shape=(-1, 2)),), outputs=(Tensor(name="y", shape=(-1, 2)),))
-HANG = 666.0
+HANG, LOSE = 666.0, 13.0
 LONG_S = 1000.0
 
 
@@ -52,7 +52,7 @@ class Shop:
                 shop.closed.append(self)
                 super().close()
 
-        self.made.append(Told(ROWS, behaviour=Behaviour(hang_on=HANG)))
+        self.made.append(Told(ROWS, behaviour=Behaviour(hang_on=HANG, lose_on=LOSE)))
         return self.made[-1]
 
 
@@ -167,6 +167,30 @@ async def test_where_no_engine_can_be_loaded_everybody_is_told(monkeypatch: pyte
         assert caught.value.code == "engine_hung"
         await until(lambda: batcher._crew.broken is None)
         assert (await batcher.submit(rows(2)))["y"][0, 0] == 2  # and it recovers by itself
+
+
+async def test_a_lost_engine_is_replaced_and_who_waits_meets_the_fresh_one() -> None:
+    async with batching(instances=2) as (batcher, shop):
+        await batcher.submit(rows(1))
+        asked = [batcher.submit(rows(value)) for value in (LOSE, 2.0, 3.0, 4.0)]
+        found: list[Any] = list(await asyncio.gather(*asked, return_exceptions=True))
+        assert isinstance(found[0], EngineLost)
+        # What ran beside it may be lost with it; whoever waited is not.
+        assert [float(answer["y"][0, 0]) for answer in found[2:]] == [3.0, 4.0]
+        await until(lambda: shop.closed == shop.made[:1])
+        assert len(shop.made) == 2
+        assert (await batcher.submit(rows(5)))["y"][0, 0] == 5.0
+
+
+async def test_a_lost_engine_that_cannot_be_loaded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "_REOPEN_S", (0.001,))
+    async with batching() as (batcher, shop):
+        shop.failures = [Internal("no memory"), Internal("no memory")]
+        with pytest.raises(EngineLost):
+            await batcher.submit(rows(LOSE))
+        await until(lambda: len(shop.made) == 2)
+        await until(lambda: bool(batcher._crew.idle))
+        assert (await batcher.submit(rows(7)))["y"][0, 0] == 7.0
 
 
 async def test_without_a_way_to_reopen_it_says_so() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,12 +25,14 @@ from workers.nn.quality import Answers, answers, quality
 from workers.nn.requests import Array, Plan
 from workers.nn.settle import settle
 from workers.passes import Outcome
+from workers.passes._built import built
 from workers.passes._int8 import Int8
 from workers.passes._source import Source, open_source
 
 SEED = 0
-# Formats that are ONNX and build options underneath: the file stays beside the plan, for other GPUs.
-KEEP_ONNX = ("tensorrt", "tensorrt_rtx")
+ON_GPU = ("tensorrt", "tensorrt_rtx")
+# Drawn inputs on which a build looks at ranges, beside rows of the data set.
+_DRAWN = 4
 
 
 def run(spec: ConvertSpec, ctx: Context) -> Outcome:
@@ -44,7 +45,8 @@ def run(spec: ConvertSpec, ctx: Context) -> Outcome:
     source = open_source(version, folder, ctx, spec.shapes, _preferred(rows, version), SEED)
     shapes = source.plan.shapes if _has_open_sizes(version) else {}
     max_batch = spec.max_batch if version.signature.batched else 1
-    built_for, notes = _build(runtime, source, BuildOptions(spec.precision, max_batch, shapes), ctx)
+    asked = BuildOptions(spec.precision, max_batch, shapes, samples=_samples(source.plan, rows, version))
+    built_for, notes = _build(runtime, source, asked, ctx)
     engine_folder = ctx.scratch / "version"
     options = LoadOptions(threads=ctx.threads, instances=1, precision=spec.precision, max_batch=max_batch)
     engine = runtime.load(engine_folder, version.signature, options)
@@ -58,11 +60,9 @@ def run(spec: ConvertSpec, ctx: Context) -> Outcome:
         timed = _latency(engine, version, source.plan, spec.target, max_batch, ctx) if ctx.times else ()
     finally:
         engine.close()
-    if spec.target in KEEP_ONNX:
-        shutil.copyfile(source.onnx, engine_folder / "source.onnx")
     metrics = Metrics(quality=measured, latency=timed, parity=parity, layer_sparsity=version.metrics.layer_sparsity)
     draft = _draft(spec, version, source, data, built_for, max_batch, metrics, ctx)
-    report = _report(spec, version, source, parity, measured, timed, notes)
+    report = _report(spec, version, source, parity, measured, timed, notes) | built(engine_folder)
     if int8 is not None:
         int8.add_to(draft, report)
     return Outcome(engine_folder, draft, report)
@@ -113,6 +113,14 @@ def _build(runtime: Runtime, source: Source, options: BuildOptions, ctx: Context
     return runtime.build(settled, ctx.folder("version"), options, progress), [note]
 
 
+def _samples(plan: Plan, rows: list[Array], version: Version) -> list[dict[str, Array]]:
+    """Requests of one row each: those of the data where the model takes nothing else, and drawn ones."""
+    names = [t.name for t in version.signature.inputs]
+    seen = [{names[0]: row} for row in rows] if len(names) == 1 else []
+    rng = np.random.default_rng(SEED)
+    return [*seen, *(plan.draw(rng) for _ in range(_DRAWN))]
+
+
 def _rows(data: Data | None, split: Literal["val", "test"]) -> list[Array]:
     """Rows of a split, each with its batch axis, in the dtype of the model's input."""
     if data is None:
@@ -146,7 +154,7 @@ def _latency(
     engine: Engine, version: Version, plan: Plan, target: str, max_batch: int, ctx: Context
 ) -> tuple[Latency, ...]:
     ctx.progress(0, None, phase="measuring latency")
-    device = "cuda" if target in KEEP_ONNX else "cpu"
+    device = "cuda" if target in ON_GPU else "cpu"
     found = []
     for batch in dict.fromkeys((1, max_batch)):
         request = plan.draw(np.random.default_rng(SEED), batch)
