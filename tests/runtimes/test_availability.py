@@ -49,9 +49,10 @@ def test_tensorrt_without_a_driver_says_so(name: str, tmp_path: Path) -> None:
     runtime = runtimes.get(name)
     assert runtime.available().reason == "no NVIDIA driver: libcuda.so.1 was not found"
     with pytest.raises(Unavailable, match=r"libcuda\.so\.1"):
-        runtime.build(tmp_path / "m.onnx", tmp_path, BuildOptions(), lambda share, phase: None)
-    with pytest.raises(Unavailable, match=r"libcuda\.so\.1"):
         runtime.load(tmp_path, SIGNATURE, LoadOptions())
+    if name == "tensorrt":  # the other one builds without a GPU
+        with pytest.raises(Unavailable, match=r"libcuda\.so\.1"):
+            runtime.build(tmp_path / "m.onnx", tmp_path, BuildOptions(), lambda share, phase: None)
 
 
 def test_openvino_comes_without_its_converter() -> None:
