@@ -14,6 +14,7 @@ are handed in (`trt`, and `cuda`, which is pycuda.driver), so that tests can put
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ class Plan:
         with device.current():
             try:
                 self._open(blob)
-            except BaseException:
+            except BaseException as error:
+                traceback.clear_frames(error.__traceback__)
                 self.close()
                 raise
 

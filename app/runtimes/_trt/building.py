@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,9 @@ def build(trt: Any, source: Path, options: BuildOptions, progress: Progress) -> 
         if cache is not None:
             _keep(config, options)
         return bytes(blob)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
         blob = cache = config = parser = network = builder = None
 

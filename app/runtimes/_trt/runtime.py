@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.records import Signature
-from app.errors import Internal, Unprocessable
+from app.errors import Conflict, Internal, Unprocessable
 from app.gpu import driver
 from app.gpu.device import Device
 from app.gpu.inference import Plan
@@ -20,6 +20,7 @@ from app.runtimes._trt import building, precision
 from app.runtimes._trt.engine import PlanEngine
 from app.runtimes._trt.flavour import Flavour, precisions
 from app.runtimes._trt.layers import Layer, layers
+from app.runtimes._trt.travel import built_for, misfit
 
 MODEL, PLAN, ABOUT = "model.onnx", "model.plan", "build.json"
 _TYPED = 0.05  # share of a build in which the graph is rewritten
@@ -45,41 +46,37 @@ def build(
     progress(_BUILT, "looking at its layers")
     found = _layers(trt, plan)
     told = [asdict(layer) for layer in found or ()]
-    about = {"kept_fp32": typed.kept, "range_samples": typed.checked, "layers": told}
+    here = built_for(flavour)
+    about = {"built_for": here, "kept_fp32": typed.kept, "range_samples": typed.checked, "layers": told}
     (folder / ABOUT).write_text(json.dumps(about, indent=1))
     progress(1.0, "built")
-    return built_for(flavour)
+    return here
 
 
 def load(flavour: Flavour, folder: Path, signature: Signature, options: LoadOptions) -> Engine:
-    """Raises Unavailable with the reason, Internal for a plan that does not load."""
+    """Raises Unavailable with the reason, Conflict for a plan of another GPU or version, Internal for one that does not
+    load."""
     found = flavour.available()
     if not found.ok:
         raise flavour.refusal(found.reason)
     trt = flavour.library()
     try:
+        about = json.loads((folder / ABOUT).read_bytes())
         blob = (folder / PLAN).read_bytes()
-    except FileNotFoundError:
-        raise Internal(f"there is no {PLAN} in this version", code="engine_broken") from None
+    except (OSError, ValueError) as error:
+        raise Internal(f"the version's files are not whole: {error}", code="engine_broken") from error
+    if why := misfit(about.get("built_for", {}), built_for(flavour)):
+        raise Conflict(
+            f"this plan was built for something else: {why}",
+            code="plan_of_another_gpu",
+            hint="convert the version that it came from again, on this GPU",
+        )
     plan = Plan(trt, device(), blob)
     try:
         return PlanEngine(plan, signature, options)
     except BaseException:
         plan.close()
         raise
-
-
-def built_for(flavour: Flavour) -> dict[str, Any]:
-    """What a plan that is built here is tied to."""
-    gpu = driver.gpu()
-    return {
-        "runtime": flavour.name,
-        "version": flavour.version,
-        "device": gpu.name if gpu else None,
-        "compute_capability": f"{gpu.capability[0]}.{gpu.capability[1]}" if gpu else None,
-        "cuda": gpu.cuda if gpu else None,
-        "driver": gpu.driver if gpu else None,
-    }
 
 
 @functools.cache

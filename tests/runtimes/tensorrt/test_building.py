@@ -280,8 +280,9 @@ def test_a_file_that_is_no_onnx(tmp_path: Path) -> None:
         build(tmp_path / "source.pt", tmp_path / "engine")
 
 
+@pytest.mark.parametrize("kind", ["operator", "sizes"])
 def test_what_a_failed_build_leaves_is_not_collected_while_tensorrt_logs(
-    source: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, source: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Builder that the garbage collector ends within TensorRT's own call waits for a lock that this call holds."""
 
@@ -297,7 +298,11 @@ def test_what_a_failed_build_leaves_is_not_collected_while_tensorrt_logs(
 
         return Collecting()
 
-    path = graph(tmp_path, [helper.make_node("Unique", ["x"], ["y"])], [("x", F, ["N"])], [("y", F, ["M"])])
+    nodes = [helper.make_node("Reshape", ["x", "sizes"], ["y"])]  # refused by what is called from the build
+    if kind == "operator":
+        nodes = [helper.make_node("Unique", ["x"], ["y"])]  # refused by the build itself
+    given = [("x", F, ["N"]), ("sizes", TensorProto.INT64, [2])][: 1 if kind == "operator" else 2]
+    path = graph(tmp_path, nodes, given, [("y", F, ["M"] if kind == "operator" else ["A", "B"])])
     gc.disable()
     try:
         with pytest.raises(Unprocessable) as refused:
