@@ -19,6 +19,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 KEPT_S = 900.0  # what is no longer served is told so long: whoever asks every minute has seen the end of it
 STAGES = ("queue", "input", "infer", "output")
+GPU_STAGES = ("copy_in", "compute", "copy_out")
 
 
 class Histogram:
@@ -65,7 +66,8 @@ class Meter:
 
     model: the deployment's name. ref: what it serves, `digits@5`. refused: by what was wrong, finer than Triton's
     reasons. missed: deadlines. hung: runs that were given up. by_rows: the runs by their size. stages: the queue's time
-    of each request, the others' of each run, in seconds. last_s: when a run last ended (time.time).
+    of each request, the others' of each run, in seconds. last_s: when a run last ended (time.time). on_gpu: of each run
+    there, as its own clock tells. graphs: runs that were one CUDA graph.
     """
 
     model: str
@@ -88,6 +90,8 @@ class Meter:
     sizes: Histogram = field(default_factory=lambda: Histogram(ROWS))
     stages: dict[str, Histogram] = field(default_factory=_stages)
     by_rows: dict[int, Batches] = field(default_factory=dict)
+    on_gpu: dict[str, Histogram] = field(default_factory=dict)
+    graphs: int = 0
 
     @property
     def version(self) -> str:
@@ -128,6 +132,12 @@ class Meter:
         for at in came:
             counts[bisect_left(SECONDS, started - at)] += 1
         queue.total += started * requests - sum_came
+
+    def ran_on_gpu(self, copy_in: float, compute: float, copy_out: float, graph: bool) -> None:
+        """What a run on a GPU took there, in seconds."""
+        for stage, seconds in zip(GPU_STAGES, (copy_in, compute, copy_out), strict=True):
+            self.on_gpu.setdefault(stage, Histogram(SECONDS)).add(seconds)
+        self.graphs += graph
 
 
 class Meters:
@@ -180,6 +190,12 @@ class Meters:
         stages = [(f'{_labels(m)},stage="{stage}"', m.stages[stage]) for m in meters for stage in STAGES]
         told = "Time in the queue, of each request; for gathering, in the engine and for handing out, of each run"
         yield from _histogram("enginesmith_stage_seconds", told, stages)
+        gpus = [m for m in meters if m.on_gpu]
+        times = [(f'{_labels(m)},stage="{stage}"', m.on_gpu[stage]) for m in gpus for stage in GPU_STAGES]
+        if times:
+            yield from _histogram("enginesmith_gpu_stage_seconds", "Time of each run on the GPU, by its events", times)
+            told = "Runs that were launched as one CUDA graph"
+            yield from _family("enginesmith_gpu_graph_runs_total", told, _each(gpus, "graphs"))
 
 
 _DURATIONS = (

@@ -64,6 +64,7 @@ class Plan:
         self.trt, self.device = trt, device
         self.messages = listener(trt)
         self._sessions: set[Session] = set()
+        self._bytes = len(blob)
         self._runtime: Any = None
         self.engine: Any = None
         with device.current():
@@ -135,10 +136,14 @@ class Plan:
         self._sessions.discard(session)
 
     @property
-    def memory_bytes(self) -> int:
-        """What each session needs on the GPU for its activations, as TensorRT tells."""
+    def device_bytes(self) -> int:
+        """What is held on the GPU, as far as that is told: the plan, which is mostly weights, and each session's
+        activations, inputs and outputs."""
+        if self.engine is None:
+            return 0
         found = getattr(self.engine, "device_memory_size_v2", None)
-        return int(self.engine.device_memory_size if found is None else found)
+        activations = int(self.engine.device_memory_size if found is None else found)
+        return self._bytes + sum(activations + session.device_bytes for session in self._sessions)
 
     def close(self) -> None:
         """Gives back all memory, but for what a run that is on its way still uses: that goes when the run ends. Not
@@ -206,6 +211,11 @@ class Session:
                 raise Internal("nothing was put into the inputs", code="engine_failed")
             with self._guarded():
                 return self._run()
+
+    @property
+    def device_bytes(self) -> int:
+        """Of its inputs and outputs."""
+        return sum(memory.nbytes for memory in self._memories.values())
 
     def _run(self) -> dict[str, Array]:
         stream, shapes = self._stream, dict(zip((p.name for p in self._plan.inputs), self._key, strict=True))

@@ -51,6 +51,10 @@ class Memory:
         self._raw = raw
 
     @property
+    def nbytes(self) -> int:
+        return self._raw.nbytes if self._raw is not None else 0
+
+    @property
     def host_address(self) -> int:
         assert self._raw is not None
         return int(self._raw.ctypes.data)

@@ -63,6 +63,8 @@ class Slot(Protocol):
 
     One thread uses a slot. What lies in it is the engine's: an engine may bind it to its library, or lock its pages.
     fresh: whether `run` gives memory that the caller owns; else it is valid until the next `fill`, and is to be copied.
+    A slot may have `on_gpu`: of the last run, seconds of copying in, computing and copying out, and whether it was one
+    CUDA graph.
     """
 
     fresh: bool
@@ -81,12 +83,12 @@ class Slot(Protocol):
 class Engine(Protocol):
     """A compiled network, loaded. `infer` may be called from several threads, `instances` at a time.
 
-    Four things an engine may have beside this: `slot()`, a fresh Slot over memory of its own (without it rows are
+    Five things an engine may have beside this: `slot()`, a fresh Slot over memory of its own (without it rows are
     gathered into plain memory that is handed to `infer`); `met`, a set of batch sizes whose first run is over,
     where the first run of a size costs far more than the next (without it every size is as good as another);
-    `steady`, whether the work of a run depends on the size of the batch alone, so that no values make it take long; and
-    `interrupt(thread)`, called from another thread, which soon has the run that a thread is in raise (without it a run
-    that hangs keeps its thread for as long as it likes).
+    `gpu_bytes`, what it holds on a GPU; `steady`, whether the work of a run depends on the size of the batch alone, so
+    that no values make it take long; and `interrupt(thread)`, called from another thread, which soon has the run that a
+    thread is in raise (without it a run that hangs keeps its thread for as long as it likes).
     """
 
     signature: Signature

@@ -286,6 +286,8 @@ class Batcher:
                 item.answer.set_result(answer)
                 self.meter.succeeded += 1
         self.meter.ran([item.came for item in batch], ran.rows, (ran.started, ran.gathered, ran.ended, ran.cut), now)
+        if ran.on_gpu is not None:
+            self.meter.ran_on_gpu(*ran.on_gpu)
         self.pace.ran(ran.rows, ran.started, ran.ended, now)
 
     def _fail(self, batch: Iterable[Item], problem: Problem) -> None:

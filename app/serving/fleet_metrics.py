@@ -21,6 +21,9 @@ def lines(
     yield from _gauge("queue_rows", "Rows that wait", rows)
     held_bytes = ((n, loading.budget.of(p.lanes)) for n, p in held)
     yield from _gauge("engine_memory_bytes", "What its engines hold, as far as it can be told", held_bytes)
+    on_gpu = [(n, sum(getattr(lane.batcher.engine, "gpu_bytes", 0) for lane in p.lanes)) for n, p in held]
+    if any(nbytes for _, nbytes in on_gpu):
+        yield from _gauge("engine_gpu_bytes", "What its engines hold on the GPU, as far as it is told", on_gpu)
     yield "# HELP enginesmith_engine_memory_limit_bytes What all engines together may hold; 0 for no bound"
     yield "# TYPE enginesmith_engine_memory_limit_bytes gauge"
     yield f"enginesmith_engine_memory_limit_bytes {loading.budget.limit}"

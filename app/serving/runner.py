@@ -21,7 +21,8 @@ from app.serving.waiting import Item, Outputs
 
 
 class Ran(NamedTuple):
-    """What a run gave: an answer per request, the rows, and four moments (monotonic seconds)."""
+    """What a run gave: an answer per request, the rows, and four moments (monotonic seconds). on_gpu: seconds that the
+    GPU took to copy in, compute and copy out, and whether as a CUDA graph; None where there is none."""
 
     answers: list[Outputs]
     rows: int
@@ -29,6 +30,7 @@ class Ran(NamedTuple):
     gathered: float
     ended: float
     cut: float
+    on_gpu: tuple[float, float, float, bool] | None = None
 
 
 class Runner:
@@ -121,4 +123,4 @@ def _run(slot: Slot, signature: Signature, batch: list[Item]) -> Ran:
         for item in batch:
             answers.append({name: whole[at : at + item.rows].copy() for name, whole in outputs.items()})
             at += item.rows
-    return Ran(answers, rows, started, gathered, ended, time.monotonic())
+    return Ran(answers, rows, started, gathered, ended, time.monotonic(), getattr(slot, "on_gpu", None))

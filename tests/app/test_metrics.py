@@ -86,6 +86,21 @@ def test_a_run_is_told_in_every_form() -> None:
     assert meter.by_rows[6].infer_us == pytest.approx(1e6)
 
 
+def test_what_a_gpu_took_is_told_where_there_is_one() -> None:
+    meters = Meters()
+    meters.of("web", "a@1").ran([0.0], 1, (0.0, 0.0, 1.0, 1.0), 1.0)
+    assert "gpu" not in meters.exposition()
+    on_gpu = meters.of("web", "b@1")
+    on_gpu.ran_on_gpu(0.001, 0.25, 0.002, False)
+    on_gpu.ran_on_gpu(0.001, 0.25, 0.002, True)
+    text = meters.exposition()
+    at = 'model="web",version="1",ref="b@1"'
+    assert f'enginesmith_gpu_stage_seconds_sum{{{at},stage="compute"}} 0.5\n' in text
+    assert f'enginesmith_gpu_stage_seconds_count{{{at},stage="copy_out"}} 2\n' in text
+    assert f"enginesmith_gpu_graph_runs_total{{{at}}} 1\n" in text
+    assert 'ref="a@1",stage="compute"' not in text
+
+
 def test_a_version_that_comes_back_goes_on_where_it_stopped() -> None:
     meters = Meters()
     assert meters.of("web", "a@1") is meters.of("web", "a@1")

@@ -18,6 +18,7 @@ from app.domain.records import Signature, Tensor
 from app.errors import BadTensor, DeadlineExceeded, Internal, Overloaded, Unavailable
 from app.metrics import Meter
 from app.runtimes import Arrays
+from app.runtimes._slots import PlainSlot
 from app.runtimes.echo import Behaviour, EchoEngine
 from app.serving.batcher import Batcher, Stages
 
@@ -507,3 +508,18 @@ async def test_a_whole_batch_does_not_wait_for_the_end_of_the_loops_turn() -> No
         )
         assert [a for a in answers if a is not None] == [1, 2, 3, 4, 5]
         assert engine.seen == [2, 2, 1]
+
+
+async def test_what_a_run_took_on_a_gpu_is_counted() -> None:
+    class Slotted(PlainSlot):
+        on_gpu = (0.001, 0.002, 0.003, True)
+
+    class OnGpu(EchoEngine):
+        def slot(self) -> Slotted:
+            return Slotted(self, 8)
+
+    async with batching(OnGpu(ROWS)) as batcher:
+        await batcher.submit(rows(1))
+        await batcher.submit(rows(2))
+        assert batcher.meter.graphs == 2
+        assert batcher.meter.on_gpu["compute"].total == pytest.approx(0.004)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from app.domain.records import Signature
 from app.domain.tensors import check
 from app.errors import Internal, Unavailable
-from app.gpu.inference import Plan, Session, Times
+from app.gpu.inference import Plan, Session
 from app.runtimes import Arrays, LoadOptions, Slot
 from app.runtimes._names import pairs
 from app.runtimes._slots import padded
@@ -64,9 +64,11 @@ class PlanSlot:
         return outputs
 
     @property
-    def times(self) -> Times | None:
-        """Of the last run, as events on the GPU measured it."""
-        return self._session.times
+    def on_gpu(self) -> tuple[float, float, float, bool] | None:
+        """Seconds that the last run took to copy in, compute and copy out, as events on the GPU measured them, and
+        whether it was a CUDA graph."""
+        of = self._session.times
+        return None if of is None else (of.copy_in_ms / 1e3, of.compute_ms / 1e3, of.copy_out_ms / 1e3, of.graph)
 
 
 class PlanEngine:
@@ -122,6 +124,11 @@ class PlanEngine:
             finally:
                 if not self._closed:
                     self._free.append(slot)
+
+    @property
+    def gpu_bytes(self) -> int:
+        """What it holds on the GPU, as far as that is told: weights, activations, inputs and outputs."""
+        return self.plan.device_bytes
 
     def close(self) -> None:
         self._closed = True

@@ -67,7 +67,11 @@ def test_an_unknown_size_is_run_as_one_that_is_known() -> None:
         slot.fill([given], n)
         np.testing.assert_array_equal(slot.run()["y"], given["x"] * given["scale"])
         assert engine.met == met
-    assert slot.times is not None
+    assert slot.on_gpu is not None
+    assert min(slot.on_gpu[:3]) > 0
+    assert engine.gpu_bytes > 4096
+    engine.close()
+    assert engine.gpu_bytes == 0
 
 
 def test_what_infer_gives_is_the_callers() -> None:
