@@ -64,8 +64,8 @@ bench-trials: setup ## what a trial that trains costs beyond its epochs
 bench-compression: setup ## the closed loop beside what one could do by hand (BENCH="--tasks digits,mnist --seeds 0,1,2")
 	@$(BIN)/python benchmarks/compression.py $(BENCH)
 
-gpu-check: setup ## says what the GPU parts find on this machine
-	@$(BIN)/python scripts/gpu_check.py
+gpu-check: setup ## engines, speed, serving and memory on this GPU, in one table (BENCH="--networks resnet50")
+	@$(BIN)/python -m benchmarks.gpu.check $(BENCH)
 
 clean: ## removes what was built (.venv, .bench and ./data stay)
 	rm -rf build dist example .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
