@@ -4,6 +4,7 @@ versions under load."""
 from __future__ import annotations
 
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -131,7 +132,7 @@ class _busy:  # noqa: N801  # used as a statement
 
 def sanitizer(root: Path) -> str | None:
     """compute-sanitizer over a short run: what it says, None where it is not installed."""
-    command = ["compute-sanitizer", "--error-exitcode", "9", "python", "-m", "benchmarks.gpu.check", "--short"]
+    command = ["compute-sanitizer", "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu.check", "--short"]
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
     except FileNotFoundError:
