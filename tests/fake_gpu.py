@@ -251,6 +251,9 @@ class Trt:
     def nptype(self, dtype: str) -> Any:
         return np.dtype(dtype).type
 
+    def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
+        return True
+
     def Runtime(self, logger: Any) -> Any:  # noqa: N802
         self.logger = logger
         return _Runtime(self)

@@ -17,7 +17,6 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from app.gpu.device import Device
 from app.gpu.libcuda import CaptureFailed, Failed
 from app.gpu.memory import Memory, Shape, allocator
 from app.gpu.messages import listener
+from app.gpu.ports import Port, Times
 
 Array = npt.NDArray[Any]
 Key = tuple[Shape, ...]
@@ -35,26 +35,6 @@ _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the legacy default stream, which ot
 _SPIN_MS = 0.5  # a run that is longer is waited for asleep: 20 µs of waking up are nothing beside it
 _GRAPHS_MOST = 128
 _MET_MOST = 4096
-
-
-@dataclass(frozen=True)
-class Port:
-    """One input or output of a plan. shape: -1 where it varies. on_host: its values are sizes, read by the host."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: Shape
-    on_host: bool
-
-
-@dataclass(frozen=True)
-class Times:
-    """Milliseconds of one run on the GPU. graph: whether it was launched as a CUDA graph."""
-
-    copy_in_ms: float
-    compute_ms: float
-    copy_out_ms: float
-    graph: bool
 
 
 class Plan:
@@ -77,6 +57,7 @@ class Plan:
 
     def _open(self, blob: bytes) -> None:
         trt = self.trt
+        trt.init_libnvinfer_plugins(self.messages, "")  # plans may name its plugins
         self._runtime = trt.Runtime(self.messages)
         engine = self.engine = self._runtime.deserialize_cuda_engine(blob)
         if engine is None:
@@ -98,7 +79,10 @@ class Plan:
     def _port(self, name: str) -> Port:
         engine, trt = self.engine, self.trt
         on_host = engine.get_tensor_location(name) == trt.TensorLocation.HOST
-        dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
+        try:
+            dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
+        except TypeError as error:
+            raise Internal(f"{name} has a type that numpy lacks: {error}", code="engine_broken") from None
         return Port(name, dtype, tuple(engine.get_tensor_shape(name)), on_host)
 
     def _bounds(self, port: Port, profile: int) -> tuple[Shape, Shape]:

@@ -30,6 +30,7 @@ def build(trt: Any, source: Path, options: BuildOptions, progress: Progress) -> 
     # while TensorRT logs, and then waits for ever for a lock that TensorRT holds.
     builder = network = parser = config = cache = blob = None
     try:
+        trt.init_libnvinfer_plugins(messages, "")
         builder = trt.Builder(messages)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, messages)
@@ -37,6 +38,7 @@ def build(trt: Any, source: Path, options: BuildOptions, progress: Progress) -> 
             raise _unparsed(parser, messages)
         if network.num_inputs == 0 or network.num_outputs == 0:
             raise Unprocessable("the graph has no inputs or no outputs", code="unsupported_graph")
+        _check_types(trt, network)
         config = _config(trt, builder, options)
         config.progress_monitor = monitor
         for bounds in profiles(_inputs(network), options.max_batch, options.shapes, options.buckets):
@@ -55,6 +57,20 @@ def build(trt: Any, source: Path, options: BuildOptions, progress: Progress) -> 
         raise
     finally:
         blob = cache = config = parser = network = builder = None
+
+
+def _check_types(trt: Any, network: Any) -> None:
+    tensors = [network.get_input(n) for n in range(network.num_inputs)]
+    tensors += [network.get_output(n) for n in range(network.num_outputs)]
+    for tensor in tensors:
+        try:
+            trt.nptype(tensor.dtype)
+        except TypeError:
+            raise Unprocessable(
+                f"{tensor.name} is {str(tensor.dtype).rpartition('.')[2].lower()}, which numpy does not have",
+                code="unsupported_dtype",
+                hint="let the model take and give float32, and cast within",
+            ) from None
 
 
 def _inputs(network: Any) -> dict[str, tuple[int, ...]]:

@@ -250,6 +250,11 @@ def graph(
             [("x", F, ["N", 3, "H", "W"])], [("y", F, ["N", 3, "H", "W"])], {},
             "open_shape", r'"shapes": \{"x": \[1, 3, 1, 1\]\}', id="open sizes",
         ),
+        pytest.param(
+            [helper.make_node("Identity", ["x"], ["y"])],
+            [("x", TensorProto.BFLOAT16, ["N", 3])], [("y", TensorProto.BFLOAT16, ["N", 3])], {},
+            "unsupported_dtype", "x is bf16", id="a type that numpy lacks",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_refused_says_why(
