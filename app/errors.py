@@ -24,7 +24,9 @@
     │   └── WorkerLost             an attempt whose process died, twice
     ├── NotSupported          501  a part of a protocol that is not served here
     ├── Unavailable           503  a part is broken or not there
+    │   ├── PlanBuilding           an engine's plan for this kind of GPU is being built
     │   └── EngineLost             its device failed under an engine: a fresh one has to take its place
+    │       └── DeviceLost         for good: only a fresh process can use the device again
     ├── DeadlineExceeded      504  the deadline passed while it waited
     └── InsufficientStorage   507  the disk is full
 
@@ -262,6 +264,16 @@ class Unavailable(Problem):
 class EngineLost(Unavailable):
     default_code = "engine_lost"
     default_hint = "send the request again in a moment: a fresh engine is being loaded"
+
+
+class DeviceLost(EngineLost):
+    default_code = "device_lost"
+    default_hint = "send the request again in a moment: the process that runs engines is being started again"
+
+
+class PlanBuilding(Unavailable):
+    default_code = "plan_building"
+    default_hint = "wait: the engine serves as soon as its plan is built"
 
 
 class DeadlineExceeded(Problem):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +52,8 @@ class Heap:
 
 
 class Cuda:
-    """What stands for `pycuda.driver`. limit: bytes that the GPU has. fail: an error that the next launch ends in."""
+    """What stands for `pycuda.driver`. limit: bytes that the GPU has. fail: an error that the next launch ends in.
+    broken: the context is of no use any more, as after an illegal address."""
 
     Error = CudaError
     MemoryError = OutOfMemory
@@ -64,6 +66,7 @@ class Cuda:
         self.pinned = Heap(1 << 40)
         self.limit = limit
         self.fail: Exception | None = None
+        self.broken = False
         self.slept = 0
         self._here = threading.local()
         cuda = self
@@ -76,6 +79,12 @@ class Cuda:
             def pop() -> None:
                 cuda.current()
                 cuda._here.depth -= 1
+
+            @staticmethod
+            def synchronize() -> None:
+                cuda.current()
+                if cuda.broken:
+                    raise CudaError("cuCtxSynchronize failed: an illegal memory access was encountered")
 
         class Device:
             def __init__(self, ordinal: int) -> None:
@@ -247,6 +256,7 @@ class Trt:
         self.told: list[tuple[Any, ...]] = []  # the calls that changed an execution context
         self.refuse = ""  # what TensorRT logs instead of running
         self.loads = True
+        self.contexts: weakref.WeakSet[Any] = weakref.WeakSet()  # execution contexts that somebody holds
 
     def nptype(self, dtype: str) -> Any:
         return np.dtype(dtype).type
@@ -298,7 +308,9 @@ class _Engine:
         return [smallest, largest, largest]
 
     def create_execution_context(self) -> Any:
-        return _Context(self._trt)
+        made = _Context(self._trt)
+        self._trt.contexts.add(made)
+        return made
 
 
 class _Context:

@@ -27,19 +27,22 @@ class Gpu:
 
 def missing() -> str | None:
     """Why no CUDA device can be used, in words; None when one can."""
-    try:
-        count = _count(_libcuda())
-    except _Silent as why:
-        return str(why)
-    return None if count > 0 else "no NVIDIA GPU: the driver answers and lists no device"
+    found = look()
+    return found if isinstance(found, str) else None
 
 
-def gpu(ordinal: int = 0) -> Gpu | None:
-    """The device of that number; None where there is none."""
+def gpu() -> Gpu | None:
+    """The first device; None where there is none."""
+    found = look()
+    return found if isinstance(found, Gpu) else None
+
+
+def look(ordinal: int = 0) -> Gpu | str:
+    """The device of that number; or why there is none, in words."""
     try:
         cuda = _libcuda()
         if ordinal >= _count(cuda):
-            return None
+            return "no NVIDIA GPU: the driver answers and lists no device"
         device, total = _int(cuda, "cuDeviceGet", ordinal), ctypes.c_size_t(0)
         name = ctypes.create_string_buffer(_NAME_BYTES)
         _call(cuda, "cuDeviceGetName", name, _NAME_BYTES, device)
@@ -48,8 +51,8 @@ def gpu(ordinal: int = 0) -> Gpu | None:
             _int(cuda, "cuDeviceGetAttribute", which, device) for which in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR)
         )
         version = _int(cuda, "cuDriverGetVersion")
-    except _Silent:
-        return None
+    except _Silent as why:
+        return str(why)
     return Gpu(
         name.value.decode(errors="replace"),
         (capability[0], capability[1]),

@@ -91,7 +91,6 @@ def allocator(trt: Any, cuda: Any, dtype: np.dtype[Any]) -> Any:
             self.memory: Any = None
             self.size = 0
             self.shape: Shape = ()
-            self.host: Array | None = None
 
         def reallocate_output(self, tensor_name: str, memory: int, size: int, alignment: int) -> int:
             """Called during the run, before the values are written. 0: there is no memory."""

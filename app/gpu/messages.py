@@ -13,9 +13,7 @@ from typing import Any
 
 log = logging.getLogger("enginesmith.tensorrt")
 _KEPT = 200
-_NOISE = re.compile(
-    r"--- (?:Begin|End) node ---|^Node name|catchCudaError|^While parsing node number|^\s*$|error 35|cudaError 35"
-)
+_NOISE = re.compile(r"--- (?:Begin|End) node ---|^Node name|catchCudaError|^While parsing node number|^\s*$|error 35")
 
 
 def listener(trt: Any) -> Any:
@@ -27,12 +25,9 @@ def listener(trt: Any) -> Any:
             trt.ILogger.__init__(self)
             self._turn = threading.Lock()
             self._errors: deque[str] = deque(maxlen=_KEPT)
-            self.warnings: deque[str] = deque(maxlen=_KEPT)
 
         def log(self, severity: Any, message: str) -> None:
-            if severity == trt.ILogger.Severity.WARNING:
-                self.warnings.append(message)
-            elif severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 with self._turn:
                     self._errors.append(message)
                 log.info("TensorRT: %s", message)

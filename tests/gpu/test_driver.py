@@ -72,7 +72,7 @@ def test_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with_libraries(monkeypatch, cuda=Libcuda(), nvml=Nvml())
     assert driver.missing() is None
     assert driver.gpu() == driver.Gpu("NVIDIA Test", (9, 0), "13.2", "580.82.07", 80 << 30)
-    assert driver.gpu(1) is None
+    assert driver.look(1) == "no NVIDIA GPU: the driver answers and lists no device"
 
 
 def test_without_nvml_the_drivers_version_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from fake_gpu import Cuda, CudaError, FakeLibcuda, OutOfMemory, Trt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.errors import BadTensor, EngineLost, Internal, Unavailable
+from app.errors import BadTensor, DeviceLost, EngineLost, Internal, Unavailable
 from app.gpu.device import Device
 from app.gpu.inference import Plan, Session
 
@@ -195,13 +195,48 @@ def test_a_gpu_that_fails_loses_the_engine() -> None:
     plan, _ = opened(doubled(cuda))
     session = plan.session()
     cuda.fail = CudaError("cuStreamSynchronize failed: an illegal memory access was encountered")
-    with pytest.raises(EngineLost, match="illegal memory access"):
+    with pytest.raises(EngineLost, match="illegal memory access") as lost:
         ask(session, x=rows(2))
+    assert lost.value.code == "engine_lost"
     cuda.fail = None
     plan.close()
     cuda.fail = OutOfMemory("out")
     with pytest.raises(Unavailable, match="closed"):
         session.run()
+
+
+@pytest.mark.parametrize("said_by", ["CUDA", "TensorRT"])
+def test_a_gpu_that_failed_for_good_is_told_from_an_engine_that_did(said_by: str) -> None:
+    cuda = Cuda()
+    trt = doubled(cuda)
+    plan, _ = opened(trt)
+    session = plan.session()
+    cuda.broken = True
+    if said_by == "CUDA":
+        cuda.fail = CudaError("cuEventSynchronize failed: an illegal memory access was encountered")
+    else:
+        trt.refuse = "Cuda Runtime (an illegal memory access was encountered)"
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        ask(session, x=rows(2))
+    plan.close()
+
+
+def test_a_session_that_finds_no_memory_leaves_nothing_behind() -> None:
+    cuda = Cuda()
+    trt = doubled(cuda)
+    plan, _ = opened(trt)
+
+    class Refusing(cuda.Stream):  # type: ignore[name-defined,misc]
+        def __init__(self, flags: int = 0) -> None:
+            raise OutOfMemory("cuStreamCreate failed: out of memory")
+
+    stream, cuda.Stream = cuda.Stream, Refusing
+    with pytest.raises(Unavailable) as refused:
+        plan.session()
+    assert refused.value.code == "gpu_out_of_memory"
+    assert not trt.contexts
+    cuda.Stream = stream
+    plan.close()
 
 
 def test_what_tensorrt_refuses_comes_with_its_words() -> None:

@@ -53,13 +53,11 @@ class Flavour:
 
     def available(self) -> Availability:
         """Asks libcuda before anything of NVIDIA's is imported, and imports nothing itself."""
-        if reason := driver.missing():
-            return Availability(False, reason, version=self.version)
+        gpu, version = driver.look(), self.version
+        if isinstance(gpu, str):
+            return Availability(False, gpu, version=version)
         if not self.is_installed:
             return Availability(False, self._uninstalled())
-        version, gpu = self.version, driver.gpu()
-        if gpu is None:
-            return Availability(False, "no NVIDIA GPU: the driver answers and tells of no device", version=version)
         if why := self.unfit(gpu.capability, version):
             return Availability(False, why, version=version, device=gpu.name)
         if importlib.util.find_spec("pycuda") is None:

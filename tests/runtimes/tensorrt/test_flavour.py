@@ -38,8 +38,7 @@ def test_turing_has_neither_tf32_nor_bf16() -> None:
 
 def on(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], *installed: str) -> None:
     """A machine with a GPU and these modules."""
-    monkeypatch.setattr(driver, "missing", lambda: None)
-    monkeypatch.setattr(driver, "gpu", lambda ordinal=0: Gpu("NVIDIA Test", capability, "13.0", "580", 80 << 30))
+    monkeypatch.setattr(driver, "look", lambda ordinal=0: Gpu("NVIDIA Test", capability, "13.0", "580", 80 << 30))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in installed else None)
     monkeypatch.setattr(flavour.importlib.metadata, "version", lambda name: "11.4.0")
 
