@@ -1,15 +1,28 @@
-"""The end of a service: whoever has connected is answered, and whoever comes later is refused at once."""
+"""The end of a process: whoever has connected is answered, and whoever comes later is refused at once."""
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable
 
+log = logging.getLogger("enginesmith.ending")
+_asked = threading.Event()
 # How long a connection is kept on which no request is being answered, for one that may be on its way.
 FIRST_S = 0.5  # none has come yet
 NEXT_S = 0.1
 _MOST = 4096  # taken from one queue, which fills on while another process has it too
+
+
+def end_this_process(why: str) -> None:
+    """Asks this very process, once, to stop in order, as its supervisor would, which then starts it again."""
+    if not _asked.is_set():
+        _asked.set()
+        log.critical("this process ends, to be started again: %s", why)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def close_listeners(listeners: Iterable[int], close: Callable[[], None]) -> list[socket.socket]:

@@ -25,7 +25,7 @@ async def _run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
     async with opened(settings, "engines") as parts, looked_after(parts):
-        fleet = Fleet(settings, parts.catalog, parts.artifacts)
+        fleet = Fleet(settings, parts.catalog, parts.artifacts, parts.queue)
         host = Host(fleet)
         await fleet.start()
         try:

@@ -88,7 +88,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         fleet: Served
         if settings.engines_socket is None:
             await others.enter_async_context(looked_after(parts))
-            fleet = Fleet(settings, parts.catalog, parts.artifacts)
+            fleet = Fleet(settings, parts.catalog, parts.artifacts, parts.queue)
         else:
             fleet = FrontFleet(settings.engines_socket, exposition)
         app.state.fleet = fleet

@@ -24,7 +24,8 @@ _TTL_S = 60  # RQ's own memory of a delivery, which nobody reads
 
 
 class Queue:
-    """RQ's queues `gpu` and `cpu`. Every delivery has an id of its own; the catalog decides which one counts."""
+    """RQ's queues `gpu` and `cpu`, and one for each kind of GPU that plans are built for. Every delivery has an id of
+    its own; the catalog decides which one counts."""
 
     def __init__(self, url: str) -> None:
         self.redis = redis.Redis.from_url(
@@ -60,7 +61,7 @@ class Queue:
     def cancel(self, job: Job) -> None:
         """Takes a job off its queue; harmless when it is not there."""
         with _translated():
-            for name in NAMES:
+            for name in {*NAMES, job.queue}:
                 held = rq.Queue(name, connection=self.redis)
                 for id in held.get_job_ids():
                     if id.split("--")[0] == job.id:
@@ -83,7 +84,8 @@ class Queue:
     def waiting(self) -> set[str]:
         """The ids of the jobs that lie on a queue."""
         with _translated():
-            return {id.split("--")[0] for name in NAMES for id in rq.Queue(name, connection=self.redis).get_job_ids()}
+            queues = rq.Queue.all(connection=self.redis)  # those of plans, too
+            return {id.split("--")[0] for queue in queues for id in queue.get_job_ids()}
 
 
 def delivery() -> str | None:

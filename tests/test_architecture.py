@@ -73,6 +73,7 @@ def test_only_the_settings_read_the_environment() -> None:
     allowed = {
         "app/settings.py",
         "app/runtimes/_libraries.py",  # sets, and does not read
+        "app/runtimes/echo.py",  # which GPU it plays, as the driver tells the others which there is
         "workers/load/sandbox.py",  # the little that a child may see
         "client/enginesmith/client.py",
         "client/enginesmith/cli_serve.py",

@@ -11,6 +11,7 @@ _STATUSES = ["loading", "building", "ready", "failed", "asleep"]
 _TEXT: dict[str, Any] = {"type": "string"}
 _MAYBE: dict[str, Any] = {"type": ["string", "null"]}
 _ERROR = {"anyOf": [PROBLEM_SCHEMA | {"required": ["type", "title", "status", "detail", "code"]}, {"type": "null"}]}
+_BUILDING = _MAYBE | {"description": "while `status` is building: what is built, why, and by which job"}
 _REPLICA: dict[str, Any] = {
     "type": "object",
     "required": ["replica", "generation", "since", "status", "model", "serving", "error"],
@@ -23,6 +24,7 @@ _REPLICA: dict[str, Any] = {
         "serving": _MAYBE | {"description": "the version that answers there now"},
         "versions": {"type": "array", "items": _TEXT, "description": "those that are loaded there, or sleep"},
         "error": _ERROR,
+        "building": _BUILDING,
         "canary": {"type": "object", "description": "the figures that it is judged by"},
         "shadow": {"type": "object", "description": "what the comparison has found"},
     },
@@ -32,6 +34,7 @@ _MORE: dict[str, Any] = {
     "status": {"type": "string", "enum": _STATUSES},
     "replicas": {"type": "array", "items": _REPLICA},
     "error": _ERROR | {"description": "why it failed"},
+    "building": _BUILDING,
 }
 DEPLOYMENT: dict[str, Any] = {
     "type": "object",
@@ -67,9 +70,11 @@ _EXAMPLE: dict[str, Any] = {
             "serving": "digits@6",
             "versions": ["digits@6"],
             "error": None,
+            "building": None,
         }
     ],
     "error": None,
+    "building": None,
 }
 
 

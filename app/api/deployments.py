@@ -219,6 +219,7 @@ def _view(deployment: Deployment, catalog: Catalog, settings: Settings) -> dict[
         "max_queue": deployment.max_queue or settings.max_queue,
         "replicas": reports,
         "error": error,
+        "building": next((r["building"] for r in reports if _is_current(deployment, r) and r.get("building")), None),
     }
 
 

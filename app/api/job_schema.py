@@ -112,7 +112,7 @@ JOB: dict[str, Any] = {
                      "description": "said at the submission: what may go otherwise than hoped"},
         "parent": _MAYBE | {"description": "the search or optimize job that a trial belongs to"},
         "attempt": {"type": "integer", "minimum": 1},
-        "queue": {"type": "string", "enum": ["cpu", "gpu"]},
+        "queue": {"type": "string", "description": "cpu, gpu; of kind plan that of one kind of GPU"},
         "created_at": _WHEN,
         "started_at": _MAYBE_WHEN,
         "finished_at": _MAYBE_WHEN,

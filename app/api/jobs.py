@@ -18,7 +18,7 @@ from app.api.submitting import accepted, fingerprint, new_job_id, submit_once
 from app.api.told import job_json
 from app.api.waiting import applied, ended_or, idempotency_key, other_request, preferred_wait
 from app.deps import TheArtifacts, TheCatalog, TheQueue, TheSettings
-from app.domain.records import Job, Progress, Status, now, parse_ref
+from app.domain.records import Job, Status, now, parse_ref
 from app.domain.specs import MENU, NOT_SUBMITTED, SUBMITTABLE, Spec
 from app.errors import Conflict, NotFound, Unprocessable
 from app.queue import Queue
@@ -201,19 +201,7 @@ def _retry(id: str, attempts: int, catalog: Catalog, queue: Queue, artifacts: Ar
         )
     _check_sources(job, catalog, artifacts)
     try_again(catalog, job)
-    queued = catalog.moved(
-        id,
-        was={"failed", "cancelled"},
-        to="queued",
-        attempt=job.attempt,
-        next_attempt=job.attempt + 1,
-        allowed_attempts=job.attempt + attempts,
-        progress=Progress(),
-        result=None,
-        error=None,
-        started_at=None,
-        finished_at=None,
-    )
+    queued = catalog.again(job, attempts)
     queue.enqueue(queued)
     return queued
 

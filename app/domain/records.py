@@ -15,11 +15,17 @@ DTypeName = Literal[
     "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64",
     "float16", "bfloat16", "float32", "float64", "string",
 ]  # fmt: skip
-Format = Literal["torch", "onnx", "torchscript", "openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"]
-ENGINE_FORMATS = frozenset({"openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"})
+# No job makes an engine of `echo`: it stands in tests for what no processor has.
+Format = Literal["torch", "onnx", "torchscript", "openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "echo"]
+ENGINE_FORMATS = frozenset({"openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "echo"})
 Status = Literal["queued", "running", "succeeded", "failed", "cancelling", "cancelled"]
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 _REF = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62})(?:@([1-9][0-9]{0,8}))?$")
+
+
+def seconds_since(at: str) -> float:
+    """at: a time as `now` writes it."""
+    return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
 
 
 def now() -> str:
@@ -227,7 +233,7 @@ class Job(Record):
     cache_hit: bool = False
     attempt: int = 1
     allowed_attempts: int = 2  # the number of the last attempt that the reaper may start
-    queue: Literal["cpu", "gpu"] = "cpu"
+    queue: str = "cpu"  # cpu, gpu; or that of one kind of GPU: see plans.py
     parent: str | None = None  # the search or optimize job that a trial belongs to
     waiting: bool = False  # running, but only its trials are: it holds no worker, and no lease
     due: bool = False  # running, and woken: its next step lies on the queue, and nobody has begun it

@@ -12,7 +12,7 @@ from app.domain.tuning import OptimizeSpec, Range, SearchSpec, TrialSpec
 
 __all__ = [
     "MENU", "NOT_SUBMITTED", "SUBMITTABLE", "AnySpec", "ConvertSpec", "EvaluateSpec", "ImportSpec", "Layers",
-    "ModelSpec", "OptimizeSpec", "PruneSpec", "QuantizeSpec", "Range", "SearchSpec", "ShareSpec", "Spec",
+    "ModelSpec", "OptimizeSpec", "PlanSpec", "PruneSpec", "QuantizeSpec", "Range", "SearchSpec", "ShareSpec", "Spec",
     "TrainSpec", "Training", "TrialSpec", "parse",
 ]  # fmt: skip
 
@@ -54,6 +54,13 @@ class EvaluateSpec(ModelSpec):
     max_accuracy_drop: float = Field(0.01, ge=0, le=1, description="against the baseline; 0.01: one point")
 
 
+class PlanSpec(ModelSpec):
+    """Builds an engine's plan once more, for another kind of GPU. Made by a replica that is to serve it there."""
+
+    kind: Literal["plan"] = "plan"
+    ties: dict[str, str] = Field(description="version, device …: what the plan is to be for")
+
+
 AnySpec = Annotated[
     TrainSpec | PruneSpec | ShareSpec | QuantizeSpec | ConvertSpec | EvaluateSpec | SearchSpec | OptimizeSpec,
     Field(discriminator="kind"),
@@ -71,8 +78,13 @@ MENU: dict[str, type[Spec]] = {
     "search": SearchSpec,
     "optimize": OptimizeSpec,
     "trial": TrialSpec,
+    "plan": PlanSpec,
 }
-NOT_SUBMITTED = {"import": "POST /v1/models", "trial": "jobs of kind search and optimize"}
+NOT_SUBMITTED = {
+    "import": "POST /v1/models",
+    "trial": "jobs of kind search and optimize",
+    "plan": "deployments on a kind of GPU that has no plan yet",
+}
 """Kinds that POST /v1/jobs does not take, and what makes them."""
 SUBMITTABLE: TypeAdapter[Any] = TypeAdapter(AnySpec)
 

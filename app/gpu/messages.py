@@ -57,11 +57,11 @@ def plain(line: str) -> str:
     """One line of TensorRT's without where in its source it was written; empty for one that says nothing."""
     if _NOISE.search(line):
         return ""
-    line = re.sub(r"^\S+\.cpp(?::\d+|::\w+::\d+)?: ?(?:ERROR: )?", "", line.strip())
+    line = re.sub(r"^(?:\d+: )?\[\w+\.cpp\S*\] ", "", line.strip())
+    line = re.sub(r"^\S+\.cpp(?::\d+|::\w+::\d+)?: ?(?:ERROR: )?", "", line)
     line = re.sub(r"(?:ERROR: )?\S+\.cpp:\d+ In function \w+:?", "", line)
     line = re.sub(r"\(?\bIn [\w:~<>]+ at \S+\.(?:cpp|h):\d+\)?", "", line)
     line = re.sub(r"^\[\d+\] (?:Assertion failed: )?", "", line.strip())
-    line = re.sub(r"^\[\w+\.cpp\S*\] ", "", line)
     if _NOISE.search(line):
         return ""
     opening, closing = line.count("("), line.count(")")

@@ -105,6 +105,9 @@ class Engine(Protocol):
 
 
 class Runtime(Protocol):
+    """Two things more has a runtime whose engines do not travel: `ties()`, see below, and `SOURCE`, the file among
+    those of an engine that `build` makes another one from, for another GPU, with the same options."""
+
     SUFFIX: str
 
     def available(self) -> Availability: ...
@@ -122,6 +125,31 @@ class Runtime(Protocol):
     def load(self, folder: Path, signature: Signature, options: LoadOptions) -> Engine:
         """Loads what `build` left in `folder`. Raises Unavailable, Internal."""
         ...
+
+
+def ties(name: str) -> dict[str, str] | None:
+    """What an engine that this process builds for that runtime is tied to, where engines do not travel: version, GPU.
+    None where they do, and where this process has no GPU."""
+    found = getattr(get(name), "ties", None)
+    return found() if found is not None else None
+
+
+def source_of(name: str) -> str:
+    """Of an engine's files the one that another engine can be built from, where engines do not travel."""
+    return str(get(name).SOURCE)  # type: ignore[attr-defined]  # see Runtime
+
+
+def misfit(name: str, built_for: Mapping[str, Any]) -> str | None:
+    """Why an engine of that runtime that was built for something else cannot be loaded here; None where it can."""
+    here = ties(name)
+    if here is None:
+        return None
+    apart = [
+        f"{told.replace('_', ' ')} {built_for[told]}, here {found}"
+        for told, found in here.items()
+        if built_for.get(told) is not None and built_for[told] != found
+    ]
+    return "; ".join(apart) or None
 
 
 def slot_of(engine: Engine, max_rows: int) -> Slot:

@@ -6,6 +6,7 @@ For tests and for reading; nothing converts to it.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -19,10 +20,12 @@ import numpy.typing as npt
 
 from app.domain.records import Signature
 from app.domain.tensors import DTYPES, check
-from app.errors import EngineLost, Unavailable
+from app.errors import DeviceLost, EngineLost, Unavailable
 from app.runtimes import Arrays, Availability, BuildOptions, Engine, LoadOptions
 
 SUFFIX = ".echo"
+SOURCE = f"model{SUFFIX}"
+_doomed = threading.Event()  # the device that this process has: as after an error of CUDA's that stays
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Behaviour:
     """delay_s, row_s: how long a run takes, and each of its rows.
 
     A fault happens to a batch in which some number of the first input is the one named: raise_on fails, hang_on hangs
-    (for hang_s at most), nan_on answers NaN, short_on loses a row, lose_on loses the engine: no run succeeds after.
+    (for hang_s at most), nan_on answers NaN, short_on loses a row, lose_on loses the engine: no run succeeds after,
+    doom_on loses the device for good: nor does any other engine of this process.
     """
 
     delay_s: float = 0.0
@@ -41,24 +45,33 @@ class Behaviour:
     nan_on: float | None = None
     short_on: float | None = None
     lose_on: float | None = None
+    doom_on: float | None = None
 
 
 def available() -> Availability:
     return Availability(True, precisions=("fp32",), version="1", device="cpu")
 
 
+def ties() -> dict[str, str] | None:
+    """Those of the GPU that it is told to play, in the environment: engines of one are none for another."""
+    played = os.environ.get("ECHO_DEVICE")
+    return {"version": "1", "device": played} if played else None
+
+
 def build(source: Path, folder: Path, options: BuildOptions, progress: Callable[[float, str], None]) -> dict[str, Any]:
     """Copies the source, and compiles nothing. A source that is JSON may have Behaviour's fields: `{"delay_s": 1}`."""
     progress(0.0, "copying")
-    shutil.copyfile(source, folder / f"model{SUFFIX}")
+    shutil.copyfile(source, folder / SOURCE)
     progress(1.0, "copied")
-    return {"runtime": "echo", "version": "1"}
+    return {"runtime": "echo", "version": "1", **(ties() or {})}
 
 
 def load(folder: Path, signature: Signature, options: LoadOptions) -> Engine:
+    if _doomed.is_set():
+        raise DeviceLost("told to lose the device")
     known = {field.name for field in fields(Behaviour)}
     try:
-        given = json.loads((folder / f"model{SUFFIX}").read_bytes())
+        given = json.loads((folder / SOURCE).read_bytes())
         found = {name: float(value) for name, value in given.items() if name in known and value is not None}
     except (OSError, ValueError, TypeError, AttributeError):
         found = {}
@@ -91,6 +104,9 @@ class EchoEngine:
         if _holds(first, does.hang_on):
             self.hanging.set()
             self.released.wait(does.hang_s)
+        if _doomed.is_set() or _holds(first, does.doom_on):
+            _doomed.set()
+            raise DeviceLost(f"told to lose the device on {does.doom_on}")
         if self._lost or _holds(first, does.lose_on):
             self._lost = True
             raise EngineLost(f"told to be lost on {does.lose_on}")

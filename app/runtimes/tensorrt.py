@@ -8,14 +8,21 @@ from typing import Any
 
 from app.domain.records import Signature
 from app.runtimes import Availability, BuildOptions, Engine, LoadOptions
+from app.runtimes._trt import travel
 from app.runtimes._trt.flavour import TENSORRT
 
 SUFFIX = ".plan"
+SOURCE = "model.onnx"
 
 
 def available() -> Availability:
     """Asks libcuda before anything of NVIDIA's is imported."""
     return TENSORRT.available()
+
+
+def ties() -> dict[str, str] | None:
+    """See `app.runtimes.ties`."""
+    return travel.ties(TENSORRT)
 
 
 def build(source: Path, folder: Path, options: BuildOptions, progress: Callable[[float, str], None]) -> dict[str, Any]:

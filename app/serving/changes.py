@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 
 from app.domain.deployments import Deployment
-from app.errors import Internal, Problem
+from app.errors import Internal, PlanBuilding, Problem
 from app.serving.loading import Loading
 from app.serving.place import Place
 
 log = logging.getLogger("enginesmith.serving")
+_LOOK_S = 1.0  # whether a plan is there that a worker builds
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -33,7 +34,7 @@ class Changes:
 
     async def _change(self, place: Place, to: Deployment) -> None:
         place.tried, place.retry_at = to, None
-        if place.status != "failed" or not place.failures:
+        if not place.failures:
             place.status, place.error = "loading", None
         self._moved()  # so that `loading` is reported
         try:
@@ -80,6 +81,12 @@ class Changes:
 
 def _fail(place: Place, to: Deployment, error: Exception, *, again: bool = False) -> None:
     """again: to be tried once more whatever the reason is; it has worked before."""
+    if isinstance(error, PlanBuilding):
+        if place.status != "building":
+            log.info("deployment %s: %s", to.name, error.detail)
+        place.status, place.error, place.failures = "building", error.body(), 1
+        place.retry_at = time.monotonic() + _LOOK_S
+        return
     problem = error if isinstance(error, Problem) else _unforeseen(error)
     log.warning("deployment %s: %s does not load: %s", to.name, to.model, problem.detail)
     place.status, place.error = "failed", problem.body()

@@ -21,12 +21,14 @@ from app.domain.absent import no_deployment
 from app.domain.deployments import Deployment, LastReady
 from app.domain.records import Version
 from app.errors import NotFound, Unavailable
+from app.queue import Queue
 from app.serving import fleet_metrics, oip_metadata
 from app.serving.changes import Changes
 from app.serving.guard import Verdict, taken_back
 from app.serving.lane import Lane
 from app.serving.loading import Loading
 from app.serving.place import Place
+from app.serving.plans import Plans
 from app.serving.pulse import Pulse
 from app.serving.reports import Reports
 from app.serving.served import Standing
@@ -44,7 +46,7 @@ _STOP_S = 10.0
 class Fleet:
     """One per process. Everything but `__init__` runs on the event loop."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, artifacts: Artifacts) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, artifacts: Artifacts, queue: Queue) -> None:
         self.replica = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._settings = settings
         self._catalog = catalog
@@ -64,7 +66,14 @@ class Fleet:
         self._opening = ThreadPoolExecutor(2, thread_name_prefix="fleet-load")
         self.decoding = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="decode")
         self._loading = Loading(
-            settings, artifacts, self._opening, self.places, self._find_version, self._canary_broke, self._changed
+            settings,
+            artifacts,
+            Plans(artifacts, catalog, queue),
+            self._opening,
+            self.places,
+            self._find_version,
+            self._canary_broke,
+            self._changed,
         )
         self._changes = Changes(self._loading, self._moved)
         self.meters = self._loading.meters

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from app.domain.deployments import Deployment
 from app.domain.records import Version, parse_ref
-from app.errors import Internal, Problem
+from app.ending import end_this_process
+from app.errors import DeviceLost, Internal, Problem
 from app.memory import private_bytes, trim
 from app.metrics import Meters
 from app.runtimes import Engine
@@ -20,6 +21,7 @@ from app.serving.budget import Budget
 from app.serving.guard import Verdict, Watch
 from app.serving.lane import Lane, Plan, default_max_batch, has_fixed_rows, open_engine
 from app.serving.place import Lanes, Place
+from app.serving.plans import Plans
 from app.serving.shadow import Mirror, Tally
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
@@ -38,6 +40,7 @@ class Loading:
         self,
         settings: Settings,
         artifacts: Artifacts,
+        plans: Plans,
         threads: Executor,
         places: Callable[[], Collection[Place]],
         find_version: Callable[[str, int], Awaitable[Version]],
@@ -50,6 +53,7 @@ class Loading:
         self.draining: set[asyncio.Task[None]] = set()
         self._settings = settings
         self._artifacts = artifacts
+        self._plans = plans
         self._threads = threads
         self._places = places
         self._find_version = find_version
@@ -200,6 +204,7 @@ class Loading:
     def _open(self, plan: Plan, version: Version) -> tuple[Engine, int | None]:
         """In a thread: the engine, loaded and warmed, and by how much the process grew."""
         home = self._settings.scratch / "engines"
+        version = self._plans.of_here(version)
         folder = shelf.fetch(self._artifacts, version, home)
         if self.budget.limit:
             self._meet(version, folder, plan)
@@ -207,6 +212,9 @@ class Loading:
         before = private_bytes()
         try:
             engine = open_engine(version, folder, plan, self._settings.threads)
+        except DeviceLost as lost:
+            end_this_process(lost.detail)
+            raise
         except Exception:  # a library's own, too: what it says of a file that vanishes under it is its own affair
             if shelf.is_whole(folder, version):
                 raise

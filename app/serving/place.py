@@ -69,7 +69,7 @@ class Place:
 
     @property
     def state(self) -> str:
-        """loading, ready, failed; asleep for one that is as wanted, but for being unloaded."""
+        """loading, building, ready, failed; asleep for one that is as wanted, but for being unloaded."""
         return "asleep" if self.asleep and self.status == "ready" else self.status
 
     def due(self) -> bool:
@@ -120,7 +120,8 @@ class Place:
             "model": at.model,
             "serving": self.main.version.ref if self.main else None,
             "versions": self.needed(),
-            "error": self.error,
+            "error": None if self.status == "building" else self.error,
+            "building": self.error["detail"] if self.status == "building" and self.error else None,
         }
 
     def needed(self) -> list[str]:
@@ -225,6 +226,13 @@ class Place:
             return Unavailable(
                 f"deployment {self.name!r} could not be loaded: {self.error['detail']}",
                 code="deployment_failed",
+                hint=self.error.get("hint"),
+                headers={"Retry-After": "10"},
+            )
+        if self.status == "building" and self.error is not None:
+            return Unavailable(
+                f"deployment {self.name!r} is not there yet: {self.error['detail']}",
+                code="deployment_building",
                 hint=self.error.get("hint"),
                 headers={"Retry-After": "10"},
             )

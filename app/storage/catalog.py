@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Collection
 from typing import Any, Self
 
-from app.domain.records import ENDED, Job, Status, now
+from app.domain.records import ENDED, Job, Progress, Status, now
 from app.errors import NotFound
 from app.settings import Settings
 from app.storage import encoding, scripts, trials
@@ -144,6 +144,23 @@ class Catalog(Index, Deployments):
         if answer[0] == "stale":
             raise Stale(f"job {id} is {answer[1]} (attempt {answer[2]}), not {' or '.join(was)}")
         return self.brief(id)
+
+    def again(self, job: Job, attempts: int) -> Job:
+        """Puts a job that failed, or was cancelled, back to the beginning, with so many further attempts; to be
+        enqueued. Raises Stale."""
+        return self.moved(
+            job.id,
+            was={"failed", "cancelled"},
+            to="queued",
+            attempt=job.attempt,
+            next_attempt=job.attempt + 1,
+            allowed_attempts=job.attempt + attempts,
+            progress=Progress(),
+            result=None,
+            error=None,
+            started_at=None,
+            finished_at=None,
+        )
 
     def renew(self, id: str, attempt: int, lease_s: float) -> Status:
         """Renews an attempt's lease; gives the job's status. Raises Fenced when the job has moved on."""

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
-from app.domain.records import Job
+from app.domain.records import Dataset, Job, Version
 from app.errors import NotFound
 from app.storage.artifacts import Artifacts, Entry
 from app.storage.catalog import Catalog
+from app.storage.plans import sweep_plans
 from app.storage.registry import numbers, read_dataset, read_version
 
 TRIALS_KEPT_S = 7 * 24 * 3600.0
@@ -26,7 +27,8 @@ def sweep(artifacts: Artifacts, catalog: Catalog, older_than_s: float, trials_by
     open_jobs = list(catalog.open_jobs())
     open_ids = {job.id for job in open_jobs}
     uploads = {str(job.spec.get("upload")) for job in open_jobs}
-    named = _named(artifacts) | {f"checkpoints/{id}" for id in open_ids}
+    records = _records(artifacts)
+    named = {record.folder for record in records} | {f"checkpoints/{id}" for id in open_ids}
     gone = 0
     for prefix in ("staging", "checkpoints", "models", "datasets"):
         for key, at, _ in list(artifacts.entries(prefix)):
@@ -37,20 +39,21 @@ def sweep(artifacts: Artifacts, catalog: Catalog, older_than_s: float, trials_by
             if mine and at < before and holder not in named and key not in uploads and job not in open_ids:
                 artifacts.delete(key)
                 gone += 1
+    gone += sweep_plans(artifacts, {sha for record in records for sha in record.files.values()}, open_ids, before)
     _sweep_studies(catalog)
     return gone + _sweep_trials(artifacts, _in_use(catalog, open_jobs), trials_bytes)
 
 
-def _named(artifacts: Artifacts) -> set[str]:
-    """The folders of all versions and data sets."""
+def _records(artifacts: Artifacts) -> list[Version | Dataset]:
+    """All versions and data sets."""
     read = {"models": read_version, "datasets": read_dataset}
-    return {
-        found.folder
+    return [
+        found
         for kind, record in read.items()
         for name in artifacts.folders(kind)
         for n in numbers(artifacts, f"{kind}/{name}")
         if (found := record(artifacts, name, n))
-    }
+    ]
 
 
 def _in_use(catalog: Catalog, open_jobs: Iterable[Job]) -> set[str]:

@@ -13,6 +13,7 @@ import numpy as np
 from fastapi import FastAPI
 
 from app.errors import Problem
+from app.queue import Queue
 from app.serving.fleet import Fleet
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
@@ -144,7 +145,7 @@ async def test_a_replica_that_starts_is_not_serving_until_all_is_loaded(
     async with serve(settings) as (_, client):
         await put(client, "net@1")
         await put(client, "net@1", name="other")
-    fleet = Fleet(settings, catalog, artifacts)
+    fleet = Fleet(settings, catalog, artifacts, Queue(settings.redis_url or ""))
     try:
         with nothing_loads(fleet):
             await fleet.start()

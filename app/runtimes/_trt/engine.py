@@ -13,7 +13,8 @@ import numpy.typing as npt
 from app.domain.records import Signature
 from app.domain.tensors import check
 from app.errors import Internal, Unavailable
-from app.gpu.inference import Plan, Session
+from app.gpu.inference import Plan
+from app.gpu.session import Session
 from app.runtimes import Arrays, LoadOptions, Slot
 from app.runtimes._names import pairs
 from app.runtimes._slots import padded

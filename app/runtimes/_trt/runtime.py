@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.records import Signature
-from app.errors import Conflict, Internal, Unprocessable
+from app.errors import Conflict, DeviceLost, Internal, Unprocessable
 from app.gpu import driver
 from app.gpu.device import Device
 from app.gpu.inference import Plan
-from app.runtimes import BuildOptions, Engine, LoadOptions
+from app.runtimes import BuildOptions, Engine, LoadOptions, misfit
 from app.runtimes._trt import building, precision
 from app.runtimes._trt.engine import PlanEngine
 from app.runtimes._trt.flavour import Flavour, precisions
 from app.runtimes._trt.layers import Layer, layers
-from app.runtimes._trt.travel import built_for, misfit
+from app.runtimes._trt.travel import built_for
 
 MODEL, PLAN, ABOUT = "model.onnx", "model.plan", "build.json"
 _TYPED = 0.05  # share of a build in which the graph is rewritten
@@ -65,12 +65,14 @@ def load(flavour: Flavour, folder: Path, signature: Signature, options: LoadOpti
         blob = (folder / PLAN).read_bytes()
     except (OSError, ValueError) as error:
         raise Internal(f"the version's files are not whole: {error}", code="engine_broken") from error
-    if why := misfit(about.get("built_for", {}), built_for(flavour)):
+    if why := misfit(flavour.name, about.get("built_for", {})):
         raise Conflict(
             f"this plan was built for something else: {why}",
             code="plan_of_another_gpu",
             hint="convert the version that it came from again, on this GPU",
         )
+    if device().is_lost():
+        raise DeviceLost("the GPU failed for good: this process has to be started again")
     plan = Plan(trt, device(), blob)
     try:
         return PlanEngine(plan, signature, options)

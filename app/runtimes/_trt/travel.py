@@ -1,15 +1,13 @@
-"""Plans do not travel: what one is tied to, and whether that is what is here."""
+"""Plans do not travel: what one is tied to."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from app.gpu import driver
 from app.runtimes._trt.flavour import Flavour
 
-# What a plan is tied to; another driver of the same CUDA takes it.
-_TIES = (("version", "version"), ("device", "GPU"), ("compute_capability", "compute capability"))
+_TIES = ("version", "device", "compute_capability")
 
 
 def built_for(flavour: Flavour) -> dict[str, Any]:
@@ -25,13 +23,8 @@ def built_for(flavour: Flavour) -> dict[str, Any]:
     }
 
 
-def misfit(had: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    """Why a plan that was built for `had` is none for `here`; None where it is one. What was not known when it was
-    built ties it to nothing: a plan of TensorRT for RTX that was built without a GPU runs on every one that it knows.
-    """
-    apart = [
-        f"{told} {had[name]}, here {here.get(name) or 'none'}"
-        for name, told in _TIES
-        if had.get(name) is not None and had[name] != here.get(name)
-    ]
-    return "; ".join(apart) or None
+def ties(flavour: Flavour) -> dict[str, str] | None:
+    """See app.runtimes.ties. A driver is none: another one of the same CUDA takes the plan."""
+    here = built_for(flavour)
+    found = {name: here[name] for name in _TIES if here[name] is not None}
+    return found if "device" in found else None

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from app.runtimes._trt.travel import misfit
+from app import runtimes
+from app.gpu import driver
+from app.gpu.driver import Gpu
+from app.runtimes._trt import flavour
 
 HERE: dict[str, Any] = {
     "runtime": "tensorrt", "version": "11.4.0", "device": "NVIDIA H200", "compute_capability": "9.0", "cuda": "13.0",
@@ -20,17 +23,29 @@ HERE: dict[str, Any] = {
         ({}, None),
         ({"driver": "570.00", "cuda": "12.8"}, None),
         ({"device": None, "compute_capability": None, "driver": None, "cuda": None}, None),
-        ({"device": "NVIDIA A10"}, "GPU NVIDIA A10, here NVIDIA H200"),
+        ({"device": "NVIDIA A10"}, "device NVIDIA A10, here NVIDIA H200"),
         ({"version": "10.13.3"}, "version 10.13.3, here 11.4.0"),
         (
             {"device": "NVIDIA A10", "compute_capability": "8.6"},
-            "GPU NVIDIA A10, here NVIDIA H200; compute capability 8.6, here 9.0",
+            "device NVIDIA A10, here NVIDIA H200; compute capability 8.6, here 9.0",
         ),
     ],
 )
-def test_a_plan_of_another_gpu_or_version(change: dict[str, Any], why: str | None) -> None:
-    assert misfit(HERE | change, HERE) == why
+def test_a_plan_of_another_gpu_or_version(
+    change: dict[str, Any], why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "look", lambda: Gpu("NVIDIA H200", (9, 0), "13.0", "580.82", 140 << 30))
+    monkeypatch.setattr(flavour.importlib.metadata, "version", lambda package: "11.4.0")
+    assert runtimes.ties("tensorrt") == {"version": "11.4.0", "device": "NVIDIA H200", "compute_capability": "9.0"}
+    assert runtimes.misfit("tensorrt", HERE | change) == why
 
 
-def test_where_there_is_no_gpu() -> None:
-    assert misfit(HERE, HERE | {"device": None, "compute_capability": None}) is not None
+def test_where_there_is_no_gpu_nothing_is_tied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "look", lambda: "no NVIDIA driver")
+    assert runtimes.ties("tensorrt") is None
+    assert runtimes.misfit("tensorrt", HERE) is None
+
+
+def test_engines_of_a_processor_travel() -> None:
+    assert runtimes.ties("openvino") is None
+    assert runtimes.misfit("openvino", {"version": "another"}) is None

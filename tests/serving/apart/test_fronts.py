@@ -16,6 +16,7 @@ import pytest
 from app.domain.deployments import Canary, Deployment
 from app.domain.records import Version, now
 from app.errors import BadTensor, DeadlineExceeded, NotFound, TooLarge, Unavailable
+from app.queue import Queue
 from app.serving.apart import frames
 from app.serving.apart.front import FrontFleet
 from app.serving.apart.host import Host
@@ -31,7 +32,7 @@ X = np.array([[1, 2, 3]], np.float32)
 
 @pytest.fixture
 async def fleet(settings: Settings, catalog: Catalog, artifacts: Artifacts) -> AsyncIterator[Fleet]:
-    made = Fleet(settings, catalog, artifacts)
+    made = Fleet(settings, catalog, artifacts, Queue(settings.redis_url or ""))
     await made.start()
     yield made
     await made.stop()
