@@ -80,13 +80,19 @@ class Context:
         return self.catalog.version(name, number) if number else self.catalog.versions(name)[-1]
 
     def source(self, ref: str | None = None) -> tuple[Version, Path]:
-        """A version (the job's own unless named) and a folder with its files, verified. Raises NotFound."""
+        """A version (the job's own unless named) and a folder with its files, verified; of an engine that was built
+        for another GPU, with a plan for the one that is here. Raises NotFound, and what building that plan raises."""
         version = self.version(ref)
         ref = ref or version.ref
         if ref not in self._sources:
             folder = (self.fetched or self.scratch) / "sources" / version.ref
             with tracing.span("fetch", what=version.ref):
-                self._sources[ref] = version, fetch_files(self.artifacts, version.folder, version.files, folder)
+                fetch_files(self.artifacts, version.folder, version.files, folder)
+            if version.is_engine:
+                from workers.plans import fitting
+
+                folder = fitting(version, folder, self)
+            self._sources[ref] = version, folder
         return self._sources[ref]
 
     def dataset(self, ref: str | None = None) -> Data:
