@@ -37,13 +37,13 @@ def publish(
     service: Service, model: bytes, name: str = "net", max_batch: int = 8, redis_url: str | None = None, **fields: Any
 ) -> Version:
     """An ONNX file as a version that ONNX Runtime serves, as a job of kind convert would leave it. fields: of the
-    version; `shape` and `width` of its input and output."""
+    version; `shape` and `width` of its input and output, `file` its name."""
     settings = Settings(data=service.data)
     artifacts = Artifacts(settings.artifacts_url)
     catalog = Catalog.open(settings, redis_url or url_of(service.data), patience_s=60)
     folder = service.data / "made" / f"{name}-{uuid.uuid4().hex[:12]}"
     folder.mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(model)
+    (folder / fields.pop("file", "model.onnx")).write_bytes(model)
     prefix = f"models/{name}/files/{folder.name}-1"
     files, size = registry.put_files(artifacts, folder, prefix)
     draft = {
