@@ -69,7 +69,7 @@ def _load(client: Client, ref: str, found: Served, seconds: float) -> None:
     found.alone_ms = float(alone["p50_ms"])
     found.engine_ms = float((alone.get("stages_ms") or {}).get("compute_infer") or 0.0)
     for clients in CLIENTS:
-        with _busy() as busy:
+        with Busy() as busy:
             point = bench.closed(clients)
         if point["per_s"] > found.best:
             found.best, found.clients, found.busy = float(point["per_s"]), clients, busy.share
@@ -108,12 +108,12 @@ def _swap(client: Client, url: str, subject: Subject, refs: list[str], found: Se
         thread.join()
 
 
-class _busy:  # noqa: N801  # used as a statement
+class Busy:
     """Samples the GPU's utilization while the block runs; share stays None where nvidia-smi is not there."""
 
     share: float | None = None
 
-    def __enter__(self) -> _busy:
+    def __enter__(self) -> Busy:
         command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
         try:
             self._process: subprocess.Popen[str] | None = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

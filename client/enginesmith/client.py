@@ -186,7 +186,8 @@ class Deployments:
         until, found = time.monotonic() + timeout, wanted
         while found["status"] not in {"ready", "failed", "asleep"}:
             if time.monotonic() >= until:
-                raise TimedOut(f"deployment {wanted['name']} is still {found['status']} after {timeout:g} s")
+                why = f": {found['building']}" if found.get("building") else ""
+                raise TimedOut(f"deployment {wanted['name']} is still {found['status']} after {timeout:g} s{why}")
             time.sleep(0.1)
             found = self.get(wanted["name"])
         if found["status"] == "failed":

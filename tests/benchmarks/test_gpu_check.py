@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 
 import pytest
 import torch
+from nvidia import without_driver
 
 from benchmarks.gpu import check
 from benchmarks.gpu.networks import SUBJECTS, ResNet50, ViT
-
-
-def has_driver() -> bool:
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def test_engines_of_a_processor_are_built_and_compared(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -33,7 +25,7 @@ def test_an_engine_that_is_wrong_fails(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "FAILED: cnn fp32: relative error" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(has_driver(), reason="this machine has an NVIDIA driver")
+@without_driver
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert check.main([]) == 0
     assert "nothing was run on a GPU" in capsys.readouterr().out

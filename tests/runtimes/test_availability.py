@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nvidia import without_driver
 
 from app import runtimes
 from app.domain.records import Signature, Tensor
@@ -19,14 +19,6 @@ from app.runtimes._refusals import first_words
 from app.runtimes.echo import EchoEngine
 
 SIGNATURE = Signature(inputs=(Tensor(name="x", shape=(-1, 2)),), outputs=(Tensor(name="y", shape=(-1, 2)),))
-
-
-def has_driver() -> bool:
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def test_asking_every_runtime_imports_no_library() -> None:
@@ -43,7 +35,7 @@ print(json.dumps([found, [m for m in ("torch", "openvino", "onnxruntime", "tenso
     assert {"echo", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"} <= found.keys()
 
 
-@pytest.mark.skipif(has_driver(), reason="this machine has an NVIDIA driver")
+@without_driver
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
 def test_tensorrt_without_a_driver_says_so(name: str, tmp_path: Path) -> None:
     runtime = runtimes.get(name)

@@ -98,6 +98,9 @@ async def test_a_plan_is_built_once_and_served_by_all(
             for client in (one, two):
                 await settle(client, "ready")
                 assert await answered(client) == ("net@2", 1.0)
+                page = await client.get(f"/v1/jobs/{id}/report", headers={"Accept": "text/html"})
+                assert page.status_code == 200
+                assert "Built for" in page.text
     assert jobs_of(catalog) == [id]
     plan = read_plan(artifacts, key_of(version, runtimes.source_of("echo"), {"version": "1", "device": "b"}))
     assert plan is not None
