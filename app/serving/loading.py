@@ -12,7 +12,7 @@ from pathlib import Path
 from app.domain.deployments import Deployment
 from app.domain.records import Version, parse_ref
 from app.ending import end_this_process
-from app.errors import DeviceLost, Internal, Problem
+from app.errors import DeviceLost, Internal, NotFound, Problem, Unavailable
 from app.memory import private_bytes, trim
 from app.metrics import Meters
 from app.runtimes import Engine
@@ -205,7 +205,12 @@ class Loading:
         """In a thread: the engine, loaded and warmed, and by how much the process grew."""
         home = self._settings.scratch / "engines"
         version = self._plans.of_here(version)
-        folder = shelf.fetch(self._artifacts, version, home)
+        try:
+            folder = shelf.fetch(self._artifacts, version, home)
+        except NotFound as gone:
+            if self._plans.forget(version):  # it went from the store, and is looked for, or built, again
+                raise Unavailable(gone.detail) from gone
+            raise
         if self.budget.limit:
             self._meet(version, folder, plan)
             trim()

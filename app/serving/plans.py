@@ -54,6 +54,10 @@ class Plans:
         self._found[version.ref] = found
         return found
 
+    def forget(self, version: Version) -> bool:
+        """Its plan is looked for anew; whether one had been found that was not its own."""
+        return self._found.pop(version.ref, None) is not None
+
     def _job(self, version: Version, key: str, ties: dict[str, str]) -> Job:
         """The job that builds it: there is one for all replicas."""
         for number in range(1_000_000):

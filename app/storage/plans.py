@@ -42,7 +42,9 @@ def sweep_plans(artifacts: Artifacts, sources: Iterable[str], open_jobs: set[str
     for key in artifacts.folders(PLACE):
         plan = read_plan(artifacts, key)
         is_wanted = plan is not None and plan.source in known
-        for entry in list(artifacts.entries(f"{PLACE}/{key}")):
+        entries = list(artifacts.entries(f"{PLACE}/{key}"))
+        # What names the others goes first: nobody then finds half of it.
+        for entry in sorted(entries, key=lambda entry: not entry.key.endswith(f"/{_MANIFEST}")):
             named = plan is not None and entry.key.startswith(plan.folder + "/")
             is_manifest = entry.key.endswith(f"/{_MANIFEST}")
             job = "" if is_manifest else entry.key.split("/")[3].rsplit("-", 1)[0]

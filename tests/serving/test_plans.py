@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,13 @@ async def test_a_plan_is_built_once_and_served_by_all(
     async with serve(both[0]) as (_, one):
         await settle(one, "ready")
         assert await answered(one) == ("net@2", 1.0)
+        # One that went from the store is asked for again.
+        artifacts.delete_all(f"plans/{plan.key}")
+        await one.delete("/v1/deployments/web")
+        shutil.rmtree(both[0].scratch / "engines", ignore_errors=True)
+        await one.put("/v1/deployments/web", json={"model": "net@2"})
+        await building(one, "waits for a worker")
+    assert len(jobs_of(catalog)) == 2
     play("a")  # and where the version's own plan fits, nothing is looked for
     async with serve(both[0]) as (_, one):
         await settle(one, "ready")
