@@ -13,6 +13,7 @@ from app.domain.plans import key_of
 from app.errors import Conflict, ParityError
 from app.runtimes import onnxruntime
 from app.storage.plans import read_plan
+from workers.trials.links import host
 
 Play = Callable[[str], None]
 
@@ -74,3 +75,11 @@ def test_a_plan_that_answers_otherwise_is_not_kept(bench, engine, play, monkeypa
     with pytest.raises(ParityError):
         bench.apply(kind="plan", model=engine.ref, ties={"device": "b"})
     assert read_plan(bench.artifacts, key_of(engine, "model.onnx", {"device": "b"})) is None
+
+
+def test_what_was_measured_on_one_gpu_is_not_taken_for_another(play) -> None:
+    without = host()
+    play("a")
+    of_a = host()
+    play("b")
+    assert without != of_a != host()

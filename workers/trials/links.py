@@ -103,7 +103,8 @@ def host() -> dict[str, Any]:
     for name in runtimes.names():
         found = runtimes.get(name).available()
         versions[name] = found.version if found.ok else None
-    return {"cpu": _cpu.model(), "versions": versions}
+    gpus = {name: ties for name in runtimes.names() if (ties := runtimes.ties(name)) is not None}
+    return {"cpu": _cpu.model(), "versions": versions} | ({"gpus": gpus} if gpus else {})
 
 
 def _apply(
