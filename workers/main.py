@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from app import runtimes, tracing
-from app.domain.plans import queue_of
+from app.domain.plans import queue_of, queue_of_runtime
 from app.domain.records import now
 from app.embedded import answers, url_of
 from app.errors import NotFound, Problem
@@ -46,7 +46,7 @@ def work(settings: Settings, queues: tuple[str, ...], count: int) -> int:
     if not _wait_for_redis(url, settings, stopping):
         return 0
     threads = settings.threads or max(1, (os.cpu_count() or 1) // count)
-    queues = (*queues, *_plan_queues(queues))
+    queues = (*queues, *_gpu_queues(queues))
     settings = settings.model_copy(update={"redis_url": url, "data": settings.data.absolute(), "threads": threads})
     environ = settings.environ() | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     host = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -70,12 +70,14 @@ def work(settings: Settings, queues: tuple[str, ...], count: int) -> int:
     return 0
 
 
-def _plan_queues(queues: tuple[str, ...]) -> tuple[str, ...]:
-    """Where plans for the GPU of this machine are asked for, of each runtime whose engines do not travel."""
-    if "gpu" not in queues:
-        return ()
-    tied = {name: ties for name in runtimes.names() if (ties := runtimes.ties(name)) is not None}
-    return tuple(queue_of(name, ties) for name, ties in tied.items() if runtimes.get(name).available().ok)
+def _gpu_queues(queues: tuple[str, ...]) -> list[str]:
+    """Of each runtime that needs a GPU, and has one here: where its engines are asked for, and plans for this GPU."""
+    found: list[str] = []
+    for name in runtimes.names() if "gpu" in queues else ():
+        ties = runtimes.ties(name)
+        if ties is not None and runtimes.get(name).available().ok:
+            found += [queue_of_runtime(name), queue_of(name, ties)]
+    return found
 
 
 def _keep(

@@ -256,7 +256,7 @@ def _resolved(job: Job) -> dict[str, str]:
 
 def _device(spec: specs.Spec, job: Job) -> str:
     """Steps of a job that waits import no torch; a trial needs what its parent's queue says."""
-    if job.kind in WAITING_KINDS or not (spec.on_gpu or (job.kind == "trial" and job.queue == "gpu")):
+    if job.kind in WAITING_KINDS or not (spec.on_gpu or (job.kind == "trial" and job.queue != "cpu")):
         return "cpu"
     import torch
 

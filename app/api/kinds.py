@@ -14,7 +14,7 @@ from starlette.responses import Response
 from app import runtimes
 from app.api.body import Json
 from app.api.examples import problems, schema_of
-from app.api.resolving import choose_queue
+from app.api.queues import choose_queue
 from app.deps import TheCatalog
 from app.domain.specs import MENU, NOT_SUBMITTED, Spec
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from app.api.checking import compressing, fitting, optimizing, quantizing, searching, teaching
 from app.api.checking.targets import check_target
+from app.api.queues import choose_queue
 from app.domain.compression import check_int8
 from app.domain.records import Dataset, Version, parse_ref
 from app.domain.specs import (
@@ -26,7 +27,6 @@ from app.errors import Conflict, Problem, Unprocessable
 from app.storage.catalog import Catalog
 
 CONVERTIBLE = frozenset({"torch", "onnx", "torchscript"})
-_GPU_TARGETS = frozenset({"tensorrt"})
 
 
 class Resolved(NamedTuple):
@@ -58,6 +58,7 @@ def resolve(spec: Spec, catalog: Catalog) -> Resolved:
         fitting.check(version, dataset)
     if isinstance(spec, PruneSpec | ShareSpec) and spec.layers:
         _check_layers(spec.layers, version)
+    baseline = None
     if isinstance(spec, EvaluateSpec) and spec.baseline:
         baseline = _pick(spec.baseline, "any", catalog, "evaluate")
         stored["baseline"] = baseline.ref
@@ -70,7 +71,9 @@ def resolve(spec: Spec, catalog: Catalog) -> Resolved:
         _check_shapes_named(spec, version)
         check_target(spec.target, workers, [spec.precision])
     warnings = _warnings(spec, version, dataset, catalog)
-    return Resolved(stored, version.ref, dataset.ref if dataset else None, choose_queue(spec, workers), warnings)
+    formats = {found.format for found in (version, baseline) if found is not None}
+    queue = choose_queue(spec, workers, formats)
+    return Resolved(stored, version.ref, dataset.ref if dataset else None, queue, warnings)
 
 
 def _resolve_search(spec: SearchSpec, catalog: Catalog) -> Resolved:
@@ -120,21 +123,6 @@ def _warnings(spec: Spec, version: Version | None, dataset: Dataset | None, cata
     elif isinstance(spec, OptimizeSpec | EvaluateSpec):
         found += optimizing.check(spec, version, dataset, catalog)
     return tuple(found)
-
-
-def choose_queue(spec: Spec, workers: list[dict[str, Any]]) -> str:
-    """gpu where the work gains from one and a worker serves that queue, else cpu."""
-    if isinstance(spec, ConvertSpec):
-        able = [w for w in workers if w.get("targets", {}).get(spec.target, {}).get("ok")]
-        served = {queue for w in able for queue in w.get("queues", ())}
-        if spec.target in _GPU_TARGETS:
-            return "cpu" if served and "gpu" not in served else "gpu"
-        return "gpu" if served == {"gpu"} else "cpu"
-    is_served = any("gpu" in w.get("queues", ()) for w in workers)
-    on_gpu = spec.on_gpu
-    if isinstance(spec, SearchSpec):  # its trials go where it goes
-        on_gpu = any(MENU[link["kind"]].on_gpu for link in spec.chain or ())
-    return "gpu" if on_gpu and is_served else "cpu"
 
 
 def usable(version: Version, needs: str) -> bool:

@@ -40,7 +40,12 @@ def key_of(version: Version, source: str, ties: Mapping[str, str]) -> str:
     return hashlib.sha256(told.encode()).hexdigest()
 
 
+def queue_of_runtime(runtime: str) -> str:
+    """The queue of all workers that have that runtime and a GPU for it."""
+    return f"gpu-{runtime}"
+
+
 def queue_of(runtime: str, ties: Mapping[str, str]) -> str:
     """The queue whose workers build plans for that kind of GPU with that version."""
-    told = "-".join([runtime, *(ties[name] for name in sorted(ties))])
-    return "gpu-" + re.sub(r"[^a-z0-9.]+", "-", told.lower()).strip("-")[:_SLUG]
+    told = "-".join(ties[name] for name in sorted(ties))
+    return f"{queue_of_runtime(runtime)}-{re.sub(r'[^a-z0-9.]+', '-', told.lower()).strip('-')[:_SLUG]}"

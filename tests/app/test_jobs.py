@@ -203,6 +203,16 @@ async def test_targets_and_queues(client: httpx.AsyncClient, make_version: Any, 
     catalog.announce_worker(worker(id="w2", queues=["gpu", "cpu"], isolation="none"))
     assert (await submit(client, **TRAIN))["queue"] == "gpu"
     assert (await client.get("/v1/jobs/kinds")).json()["isolation"] == "none"
+    # What only some workers can do goes to them, wherever others listen; what all can do, where somebody listens.
+    able = {name: {"ok": True, "precisions": ["fp32"]} for name in ("tensorrt", "openvino")}
+    catalog.announce_worker(worker(id="w3", queues=["gpu", "gpu-tensorrt", "gpu-tensorrt-9.0-x"], targets=able))
+    assert (await submit(client, **CONVERT | {"target": "tensorrt"}))["queue"] == "gpu-tensorrt"
+    assert (await submit(client, **CONVERT))["queue"] == "cpu"
+    make_version("engine", format="tensorrt")
+    assert (await submit(client, kind="evaluate", model="engine@1", dataset="set"))["queue"] == "gpu-tensorrt"
+    for id in ("w1", "w2"):
+        catalog.drop_worker(id)
+    assert (await submit(client, **CONVERT))["queue"] == "gpu"
 
 
 async def test_lists(client: httpx.AsyncClient, make_version: Any, catalog: Catalog) -> None:

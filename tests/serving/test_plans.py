@@ -192,5 +192,5 @@ def test_what_a_plan_is_told_apart_by() -> None:
         key_of(version, "model.onnx", ties | {"version": "11.4.1"}),
     ]
     assert len({key, *others}) == 4
-    assert queue_of("tensorrt", ties) == "gpu-tensorrt-9.0-nvidia-h200-11.4.0"
+    assert queue_of("tensorrt", ties) == "gpu-tensorrt-9.0-nvidia-h200-11.4.0" != queue_of("tensorrt_rtx", ties)
     assert os.environ.get("ECHO_DEVICE") is None
