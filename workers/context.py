@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from app import tracing
+from app import runtimes, tracing
 from app.domain.records import Dataset, Job, Version, parse_ref
 from app.errors import NotFound, Problem, Unprocessable
 from app.settings import MiB, Settings
@@ -88,7 +88,7 @@ class Context:
             folder = (self.fetched or self.scratch) / "sources" / version.ref
             with tracing.span("fetch", what=version.ref):
                 fetch_files(self.artifacts, version.folder, version.files, folder)
-            if version.is_engine:
+            if version.is_engine and runtimes.misfit(version.format, version.built_for or {}):
                 from workers.plans import fitting
 
                 folder = fitting(version, folder, self)

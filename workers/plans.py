@@ -27,11 +27,10 @@ class Made(NamedTuple):
 
 
 def fitting(version: Version, folder: Path, ctx: Context) -> Path:
-    """The folder with the files of an engine that can be loaded here: its own, or one with a plan for this GPU, which
-    is built where there is none yet. Raises what a build raises."""
-    ties = runtimes.ties(version.format) if version.is_engine else None
-    if ties is None or runtimes.misfit(version.format, version.built_for or {}) is None:
-        return folder
+    """A folder with an engine that can be loaded here, of a version whose own cannot: a plan for this GPU, which is
+    built where there is none yet. folder: with the version's files. Raises what a build raises."""
+    ties = runtimes.ties(version.format)
+    assert ties is not None, "nothing that travels is misfit"
     plan = plan_for(version, folder, ties, ctx).plan
     return fetch_files(ctx.artifacts, plan.folder, plan.files, ctx.folder(f"plan-{plan.key[:16]}"))
 
