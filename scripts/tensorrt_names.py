@@ -1,10 +1,9 @@
 """Writes down what TensorRT's Python bindings have: `python scripts/tensorrt_names.py MODULE > names.json`.
 
-Where TensorRT's libraries are missing its bindings still import over empty ones with the same names:
-    nm -D --undefined-only tensorrt_bindings/tensorrt.so | awk '$2 ~ /^(createInfer|createNv|get|initLibNv)/ {print "void* "$2"(void){return 0;}"}' > stub.c
-    for name in nvinfer nvinfer_plugin nvonnxparser; do gcc -shared -fPIC -Wl,-soname,lib$name.so.11 -o lib$name.so.11 stub.c; done
-    LD_LIBRARY_PATH=. python scripts/tensorrt_names.py tensorrt_bindings
-"""  # noqa: E501
+Where TensorRT's libraries are missing its bindings still import over empty ones, which scripts/tensorrt_stubs.py makes:
+    python scripts/tensorrt_stubs.py tensorrt_bindings/tensorrt.so stubs libnv
+    LD_LIBRARY_PATH=stubs python scripts/tensorrt_names.py tensorrt_bindings
+"""
 
 from __future__ import annotations
 
@@ -12,12 +11,12 @@ import importlib
 import json
 import sys
 
-# What the builder and the inference half touch.
+# What the builder, the inference half and benchmarks/gpu/eight_six.py touch.
 CLASSES = (
     "Builder", "BuilderFlag", "EngineInspector", "IBuilderConfig", "ICudaEngine", "IExecutionContext", "ILogger",
     "INetworkDefinition", "IOptimizationProfile", "IOutputAllocator", "IProgressMonitor", "ITensor", "ITimingCache",
     "LayerInformationFormat", "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser", "ParserError",
-    "ProfilingVerbosity", "Runtime", "TensorIOMode", "TensorLocation",
+    "PreviewFeature", "ProfilingVerbosity", "Runtime", "TacticSource", "TensorIOMode", "TensorLocation",
 )  # fmt: skip
 
 

@@ -203,7 +203,9 @@ class Session:
         if any(port.on_host for port in self._plan.inputs):
             return
         for name, (_, largest) in self._plan.profiles[0].items():
-            self._context.set_input_shape(name, largest)
+            # TensorRT 8.6 may have one context for each profile, unless a plan was built to share them.
+            if not self._context.set_input_shape(name, largest):
+                raise _failed(f"no execution context could be made: {self._plan.messages.said()}")
         for port in self._plan.outputs:
             if any(n < 0 for n in self._context.get_tensor_shape(port.name)):
                 self._allocators[port.name] = asked = allocator(self._plan.trt, self._cuda, port.dtype)

@@ -254,6 +254,22 @@ def test_what_tensorrt_refuses_comes_with_its_words() -> None:
         Plan(trt, plan.device, b"")
 
 
+def test_a_context_that_takes_no_shapes_is_no_session() -> None:
+    """As the second one of a plan of TensorRT 8.6 whose profile the first one holds."""
+    cuda = Cuda()
+    trt = doubled(cuda)
+    plan, _ = opened(trt)
+    first = plan.session()
+    trt.profiles = [{"x": ((1, 3), (0, 3))}]
+    with pytest.raises(Internal, match=r"no execution context could be made: .*x is out of profile"):
+        plan.session()
+    trt.profiles = plan.profiles
+    x = rows(2)
+    np.testing.assert_array_equal(ask(first, x=x)["y"], x * 2)
+    plan.close()
+    assert empty(cuda)
+
+
 def test_a_long_run_is_waited_for_asleep() -> None:
     cuda = Cuda()
     cuda.millisecond = 10.0

@@ -19,7 +19,7 @@ from app.gpu.messages import plain, words
         ("[executionContext.cpp::enqueueV3::2666] Error Code 1: Cuda Runtime", "Error Code 1: Cuda Runtime"),
         (  # 10
             "IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (In run at /x/y.cpp:3)",
-            "IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime ()",
+            "IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime",
         ),
         ("CUDA initialization failure with error: 35", "CUDA initialization failure with error: 35"),
         ("--- End node ---", ""),
