@@ -1,6 +1,10 @@
-# Two images from one file: `app` answers HTTP and serves engines (no torch); `worker` changes models.
+# Four images from one file: `app` answers HTTP and serves engines (no torch), `worker` changes models; `app-gpu` and
+# `worker-gpu` are the same with TensorRT and pycuda, for NVIDIA GPUs. docs/gpu.md says which drivers they need.
 #   docker build --target app -t enginesmith-app .
 #   docker build --target worker --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu -t enginesmith-worker .
+#   docker build --target app-gpu -t enginesmith-app-gpu .
+#   docker build --target worker-gpu -t enginesmith-worker-gpu .
+ARG CUDA=13.0.1
 
 FROM python:3.11-slim-bookworm AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -37,6 +41,63 @@ COPY app app
 COPY workers workers
 COPY client client
 RUN pip install '.[worker]' && rm -rf /src/*
+USER enginesmith
+WORKDIR /home/enginesmith
+ENV ENGINESMITH_DATA=/data
+VOLUME /data
+STOPSIGNAL SIGTERM
+CMD ["enginesmith", "worker"]
+
+# pycuda has no wheels: it is compiled here, with the toolkit, which the images that ship do without. LIBRARY_PATH of
+# this base image names a stub of libcuda to link against; curand, of which nothing is used, would have to be shipped.
+FROM nvidia/cuda:${CUDA}-devel-ubuntu24.04 AS pycuda
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends g++ python3.12-dev python3.12-venv \
+ && rm -rf /var/lib/apt/lists/* \
+ && python3.12 -m venv /opt/build \
+ && echo 'CUDA_ENABLE_CURAND = False' > /root/.aksetup-defaults.py \
+ && CUDA_ROOT=/usr/local/cuda /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-binary pycuda \
+      --wheel-dir /wheels pycuda==2026.1
+
+FROM nvidia/cuda:${CUDA}-base-ubuntu24.04 AS base-gpu
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PATH=/opt/enginesmith/bin:$PATH \
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=pycuda /wheels /wheels
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends python3.12 python3.12-venv \
+ && rm -rf /var/lib/apt/lists/* \
+ && groupadd --gid 10001 enginesmith \
+ && useradd --uid 10001 --gid 10001 --create-home --shell /usr/sbin/nologin enginesmith \
+ && install -d -o enginesmith -g enginesmith /data \
+ && python3.12 -m venv /opt/enginesmith \
+ && pip install /wheels/*.whl
+WORKDIR /src
+
+FROM base-gpu AS app-gpu
+COPY pyproject.toml README.md LICENSE ./
+COPY app app
+COPY workers workers
+COPY client client
+RUN pip install '.[app,gpu]' && rm -rf /src/*
+USER enginesmith
+WORKDIR /home/enginesmith
+ENV ENGINESMITH_DATA=/data ENGINESMITH_HOST=0.0.0.0 ENGINESMITH_PORT=8000
+VOLUME /data
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
+  CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['ENGINESMITH_PORT'] + '/healthz/live', timeout=2)"]
+STOPSIGNAL SIGTERM
+CMD ["enginesmith", "serve", "--workers", "0"]
+
+FROM base-gpu AS worker-gpu
+# PyPI's own build of torch has CUDA.
+RUN pip install torch==2.13.0
+COPY pyproject.toml README.md LICENSE ./
+COPY app app
+COPY workers workers
+COPY client client
+RUN pip install '.[worker,gpu]' && rm -rf /src/*
 USER enginesmith
 WORKDIR /home/enginesmith
 ENV ENGINESMITH_DATA=/data
