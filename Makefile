@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # An index to take torch from. https://download.pytorch.org/whl/cpu spares gigabytes of CUDA where there is no GPU.
 TORCH_INDEX ?=
-# `make setup EXTRAS=vision` adds torchvision and timm.
+# `make setup EXTRAS=vision` adds torchvision and timm, `EXTRAS=gpu` TensorRT and pycuda (docs/gpu.md).
 EXTRAS ?=
 export TORCH_INDEX EXTRAS
 

@@ -5,7 +5,7 @@
     --only-venv   stop once there is a .venv with pip in it
     --venv DIR    somewhere else than .venv
 TORCH_INDEX names an index to take torch from (https://download.pytorch.org/whl/cpu: a tenth of the size, no CUDA).
-EXTRAS=vision adds torchvision and timm. Otherwise pip's own settings (PIP_INDEX_URL, pip.conf, …) decide.
+EXTRAS=vision adds torchvision and timm; gpu and rtx what NVIDIA GPUs need (docs/gpu.md). Otherwise pip's own settings (PIP_INDEX_URL, pip.conf, …) decide.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TORCH = "torch==2.13.0"
 # torchvision's wheels ask for the very torch they were built with; without dependencies the one above stays.
-EXTRAS = {"vision": ["torchvision==0.28.0", "timm>=1.0"]}
+EXTRAS = {
+    "vision": ["--no-deps", "torchvision==0.28.0", "timm>=1.0"],
+    "gpu": ["--editable", f"{ROOT}[gpu]"],
+    "rtx": ["--editable", f"{ROOT}[rtx]"],
+}
 
 # More than an import: an empty folder of that name can be imported too.
 HAS_PIP = "import pip; pip.__version__"
@@ -129,7 +133,7 @@ def install(python: Path) -> None:
     for extra in os.environ.get("EXTRAS", "").replace(",", " ").split():
         if extra not in EXTRAS:
             raise LookupError(f"EXTRAS knows {', '.join(EXTRAS)}, not {extra}")
-        pip(python, "--no-deps", *EXTRAS[extra])
+        pip(python, *EXTRAS[extra])
 
 
 def pip(python: Path, *arguments: str) -> None:
