@@ -6,6 +6,9 @@
 #   docker build --target worker-gpu -t enginesmith-worker-gpu .
 ARG CUDA=13.0.1
 
+# What Ubuntu and Debian have is not there for long under one number; '.[app]' is pinned in pyproject.toml.
+# hadolint global ignore=DL3008,DL3013
+
 FROM python:3.11-slim-bookworm AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PATH=/opt/enginesmith/bin:$PATH
@@ -48,30 +51,32 @@ VOLUME /data
 STOPSIGNAL SIGTERM
 CMD ["enginesmith", "worker"]
 
-# pycuda has no wheels: it is compiled here, with the toolkit, which the images that ship do without. LIBRARY_PATH of
-# this base image names a stub of libcuda to link against; curand, of which nothing is used, would have to be shipped.
+# pycuda has no wheels: it is compiled here, with the toolkit, which the images that ship do without. It links with the
+# stub of libcuda in lib64/stubs; curand, of which nothing is used, would have to be shipped. Its setup.py reads no
+# environment, but this file.
 FROM nvidia/cuda:${CUDA}-devel-ubuntu24.04 AS pycuda
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends g++ python3.12-dev python3.12-venv \
  && rm -rf /var/lib/apt/lists/* \
  && python3.12 -m venv /opt/build \
- && echo 'CUDA_ENABLE_CURAND = False' > /root/.aksetup-defaults.py \
- && CUDA_ROOT=/usr/local/cuda /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-binary pycuda \
-      --wheel-dir /wheels pycuda==2026.1
+ && printf '%s\n' 'CUDA_ROOT = "/usr/local/cuda"' 'CUDA_ENABLE_CURAND = False' > /etc/aksetup-defaults.py \
+ && /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-binary pycuda --wheel-dir /wheels pycuda==2026.1
 
 FROM nvidia/cuda:${CUDA}-base-ubuntu24.04 AS base-gpu
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PATH=/opt/enginesmith/bin:$PATH \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-COPY --from=pycuda /wheels /wheels
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends python3.12 python3.12-venv \
+ && apt-get install --yes --no-install-recommends ca-certificates python3.12 python3.12-venv \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 10001 enginesmith \
  && useradd --uid 10001 --gid 10001 --create-home --shell /usr/sbin/nologin enginesmith \
  && install -d -o enginesmith -g enginesmith /data \
- && python3.12 -m venv /opt/enginesmith \
- && pip install /wheels/*.whl
+ && python3.12 -m venv /opt/enginesmith
+COPY --from=pycuda /wheels /wheels
+# One version for both images, as plans ask; gigabytes, in a layer that they share and that changes seldom.
+ARG TENSORRT=11.4.0.106
+RUN pip install /wheels/*.whl "tensorrt==$TENSORRT"
 WORKDIR /src
 
 FROM base-gpu AS app-gpu

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from app.settings import Settings
 
@@ -15,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
 STAGES = dict(re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.M))
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 SERVICES: dict[str, Any] = COMPOSE["services"]
 
 
@@ -66,6 +69,29 @@ def test_gpus_are_reserved_for_those_that_use_them() -> None:
         assert (service.get("profiles") == ["gpu"]) == name.endswith("-gpu")
         for device in devices:
             assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
-    # Both would serve the same deployments at the same address: one of them is left out.
-    for name in ("app", "worker"):
-        assert SERVICES[name]["deploy"]["replicas"] == "${CPU_REPLICAS:-1}"
+
+
+def test_what_the_file_says_to_start_is_a_whole_that_wants_no_port_twice() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    for command in re.findall(r"docker compose (.+)$", text, re.M):
+        profiles = re.findall(r"--profile (\w+)", command)
+        named = [word for word in re.split(r"\bup\b", command)[1].split() if not word.startswith("-")]
+        started = named or [n for n, s in SERVICES.items() if set(s.get("profiles", profiles)) <= set(profiles)]
+        ports = [port for name in started for port in SERVICES[name].get("ports", ())]
+        assert len(ports) == len(set(ports)) == 1
+        assert {name.removesuffix("-gpu") for name in started} >= {"app", "worker"}
+        assert {need for name in started for need in SERVICES[name].get("depends_on", ())} >= {"redis"}
+
+
+def test_versions_in_the_images_are_those_of_the_extra() -> None:
+    extra = {requirement.name: requirement.specifier for requirement in map(Requirement, EXTRAS["gpu"])}
+    tensorrt = re.findall(r"^ARG TENSORRT=(\S+)$", DOCKERFILE, re.M)
+    pycuda = re.findall(r" pycuda==(\S+)$", DOCKERFILE, re.M)
+    torch = set(re.findall(r"^RUN pip install (torch==\S+)", DOCKERFILE, re.M))
+    assert len(tensorrt) == len(pycuda) == 1  # both images have the same: a plan runs on what built it
+    assert tensorrt[0] in extra["tensorrt"]
+    assert pycuda[0] in extra["pycuda"]
+    assert torch == {requirement for requirement in EXTRAS["worker"] if requirement.startswith("torch==")}
+    assert "tensorrt==$TENSORRT" in stage("base-gpu")
+    # What pycuda is compiled with, and what TensorRT and torch bring, is of one CUDA: it says which driver is needed.
+    assert re.search(r"^ARG CUDA=13\.", DOCKERFILE, re.M)
