@@ -5,7 +5,8 @@
     --only-venv   stop once there is a .venv with pip in it
     --venv DIR    somewhere else than .venv
 TORCH_INDEX names an index to take torch from (https://download.pytorch.org/whl/cpu: a tenth of the size, no CUDA).
-EXTRAS=vision adds torchvision and timm; gpu and rtx what NVIDIA GPUs need (docs/gpu.md). Otherwise pip's own settings (PIP_INDEX_URL, pip.conf, …) decide.
+EXTRAS=vision adds torchvision and timm; gpu and rtx what NVIDIA GPUs need (docs/gpu.md). Otherwise pip's own settings
+(PIP_INDEX_URL, pip.conf, …) decide.
 """
 
 from __future__ import annotations

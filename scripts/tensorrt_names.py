@@ -15,8 +15,9 @@ import sys
 CLASSES = (
     "Builder", "BuilderFlag", "EngineInspector", "IBuilderConfig", "ICudaEngine", "IExecutionContext", "ILogger",
     "INetworkDefinition", "IOptimizationProfile", "IOutputAllocator", "IProgressMonitor", "ITensor", "ITimingCache",
-    "LayerInformationFormat", "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser", "ParserError",
-    "PreviewFeature", "ProfilingVerbosity", "Runtime", "TacticSource", "TensorIOMode", "TensorLocation",
+    "LayerInformationFormat", "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser", "OnnxParserRefitter",
+    "ParserError", "PreviewFeature", "ProfilingVerbosity", "Refitter", "Runtime", "TacticSource", "TensorIOMode",
+    "TensorLocation",
 )  # fmt: skip
 
 

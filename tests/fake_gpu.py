@@ -7,6 +7,7 @@ a current context: a copy that is not waited for, an address that is stale and a
 from __future__ import annotations
 
 import ctypes
+import json
 import threading
 import weakref
 from collections.abc import Callable
@@ -235,6 +236,13 @@ class Trt:
         def __init__(self) -> None:
             pass
 
+    class IProfiler:
+        def __init__(self) -> None:
+            pass
+
+    class LayerInformationFormat:
+        JSON = "json"
+
     class TensorIOMode:
         INPUT, OUTPUT = "in", "out"
 
@@ -256,6 +264,8 @@ class Trt:
         self.told: list[tuple[Any, ...]] = []  # the calls that changed an execution context
         self.refuse = ""  # what TensorRT logs instead of running
         self.loads = True
+        self.layers: dict[str, Any] = {"Layers": []}  # what the inspector tells,
+        self.layer_ms: dict[str, float] = {}  # and a profiler is told of every run
         self.contexts: weakref.WeakSet[Any] = weakref.WeakSet()  # execution contexts that somebody holds
 
     def nptype(self, dtype: str) -> Any:
@@ -307,13 +317,28 @@ class _Engine:
         smallest, largest = self._trt.profiles[profile][name]
         return [smallest, largest, largest]
 
+    def create_engine_inspector(self) -> Any:
+        return _Inspector(self._trt)
+
     def create_execution_context(self) -> Any:
         made = _Context(self._trt)
         self._trt.contexts.add(made)
         return made
 
 
+class _Inspector:
+    def __init__(self, trt: Trt) -> None:
+        self._trt = trt
+
+    def get_engine_information(self, form: str) -> str:
+        self._trt.cuda.current()
+        assert form == "json"
+        return json.dumps(self._trt.layers)
+
+
 class _Context:
+    profiler: Any = None
+
     def __init__(self, trt: Trt) -> None:
         self._trt = trt
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -373,6 +398,8 @@ class _Context:
                     if found.nbytes and not address:
                         raise OutOfMemory("no memory for an output")
                 array(name, trt.made[name][0], found.shape, address)[...] = found
+            for name, ms in trt.layer_ms.items() if self.profiler is not None else ():
+                self.profiler.report_layer_time(name, ms)
 
         cuda.streams[stream].add(run)
         return True

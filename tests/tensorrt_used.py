@@ -16,6 +16,7 @@ OBJECTS = {
     "builder": "Builder", "network": "INetworkDefinition", "config": "IBuilderConfig", "parser": "OnnxParser",
     "engine": "ICudaEngine", "context": "IExecutionContext", "_context": "IExecutionContext", "_runtime": "Runtime",
     "profile": "IOptimizationProfile", "inspector": "EngineInspector", "cache": "ITimingCache",
+    "refitter": "Refitter", "reader": "OnnxParserRefitter",
 }  # fmt: skip
 # Asked for with getattr, because not every version has it.
 OPTIONAL = {("ICudaEngine", "device_memory_size"), ("ICudaEngine", "device_memory_size_v2")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from app.storage.registry import fetch_files, put_files
 from workers.context import Context
 from workers.nn.parity import TOLERANCES, compare
 from workers.passes._source import open_source
+from workers.passes._timing import timing_cache
 
 SEED = 0
 
@@ -48,7 +50,8 @@ def plan_for(version: Version, folder: Path, ties: dict[str, str], ctx: Context)
     def progress(share: float, phase: str) -> None:
         ctx.progress(share, 1, phase=phase)
 
-    built_for = runtime.build(source, made, options, progress)
+    measured = replace(options, timing_cache=timing_cache(ctx, version.format))
+    built_for = runtime.build(source, made, measured, progress)
     parity = _parity(version, source, made, options, ctx)
     if source.suffix != runtime.SUFFIX:
         (made / name).unlink(missing_ok=True)  # the version has it
@@ -74,6 +77,10 @@ def _options(version: Version) -> BuildOptions:
         precision=str(given.get("precision", "fp32")),
         max_batch=int(given.get("max_batch", 1)),
         shapes={name: tuple(shape) for name, shape in (given.get("shapes") or {}).items()},
+        buckets=tuple(given.get("buckets") or ()),
+        level=given.get("optimization_level"),
+        workspace_bytes=given.get("workspace_bytes"),
+        sparse=given.get("sparse"),
     )
 
 

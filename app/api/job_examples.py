@@ -31,6 +31,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "quantize, trained": {"kind": "quantize", "model": "digits@2", "dataset": "digits", "target": "onnxruntime",
                           "mode": "qat", "finetune": {"epochs": 3, "lr": 0.001}},
     "convert": {"kind": "convert", "model": "digits", "dataset": "digits", "target": "openvino", "max_batch": 64},
+    "convert, for TensorRT": {
+        "kind": "convert", "model": "digits", "dataset": "digits", "target": "tensorrt", "precision": "fp16",
+        "max_batch": 64, "buckets": [1, 8, 64], "optimization_level": 4, "workspace_bytes": 2**31,
+    },
     "evaluate": {"kind": "evaluate", "model": "digits@4", "dataset": "digits", "baseline": "digits@2"},
     "search": {
         "kind": "search", "model": "digits@1", "dataset": "digits", "sampler": "tpe", "trials": 20, "parallel": 2,

@@ -69,6 +69,7 @@ def resolve(spec: Spec, catalog: Catalog) -> Resolved:
     if isinstance(spec, ConvertSpec):
         check_int8(version.ref, version.parent, version.details.get("quantized"), spec.precision, spec.target)
         _check_shapes_named(spec, version)
+        _check_buckets(spec, version)
         check_target(spec.target, workers, [spec.precision])
     warnings = _warnings(spec, version, dataset, catalog)
     formats = {found.format for found in (version, baseline) if found is not None}
@@ -219,3 +220,12 @@ def _check_shapes_named(spec: ConvertSpec, version: Version) -> None:
                 code="bad_shapes",
                 errors=[{"loc": ["shapes", name], "msg": "there is no such input"}],
             )
+
+
+def _check_buckets(spec: ConvertSpec, version: Version) -> None:
+    if spec.buckets is not None and not version.signature.batched:
+        raise Unprocessable(
+            f"{version.ref} answers one request at a time: there are no batches to have `buckets` of",
+            code="not_batched",
+            errors=[{"loc": ["buckets"], "msg": "the model has no batch dimension"}],
+        )

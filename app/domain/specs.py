@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
 from app.domain.compression import PruneSpec, QuantizeSpec, ShareSpec
 from app.domain.spec import ImportSpec, Layers, ModelSpec, Need, Precision, Ref, Spec, Target, Training
@@ -27,6 +28,10 @@ class TrainSpec(Training, ModelSpec):
     from_scratch: bool = Field(False, description="draw the weights anew before training")
 
 
+TENSORRT_OPTIONS = ("buckets", "optimization_level", "workspace_bytes", "sparse")
+"""Fields of ConvertSpec that its targets tensorrt and tensorrt_rtx alone know."""
+
+
 class ConvertSpec(ModelSpec):
     """Builds an engine, checks its answers against the source, and measures it."""
 
@@ -41,6 +46,58 @@ class ConvertSpec(ModelSpec):
     tolerance: float | None = Field(
         None, gt=0, description="largest |engine - source| ÷ max(1, max |source|) taken; default per precision"
     )
+    buckets: list[Annotated[int, Field(ge=1, le=4096)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=16,
+        description="the largest batch of each optimization profile, ascending: kernels are chosen for each range of "
+        "batches by itself, and the plan grows. One profile for all unless given. tensorrt and tensorrt_rtx only",
+    )
+    optimization_level: int | None = Field(
+        None,
+        ge=0,
+        le=5,
+        description="how long TensorRT looks for kernels: 0 is the quickest build, 5 the most thorough; its own "
+        "default unless given. tensorrt and tensorrt_rtx only",
+    )
+    workspace_bytes: int | None = Field(
+        None,
+        ge=1 << 20,
+        le=1 << 40,
+        description="GPU memory that a layer may use for what it computes in between: all there is unless given. "
+        "tensorrt and tensorrt_rtx only",
+    )
+    sparse: bool | None = Field(
+        None,
+        description="whether kernels for 2:4 weights (two zeros in each four, as `n_m` leaves them) may be chosen; "
+        "unless given: where the network has such weights. tensorrt and tensorrt_rtx only",
+    )
+    refit: bool = Field(
+        False,
+        description="builds a plan whose weights can be exchanged, and exchanges those of an earlier one of the same "
+        "model instead of building where only weights have changed: seconds for minutes. TensorRT may choose slower "
+        "kernels for such a plan, and 2:4 sparse weights are not exchanged. tensorrt only",
+    )
+
+    @model_validator(mode="after")
+    def _only_tensorrt_knows(self) -> Self:
+        asked = [name for name in TENSORRT_OPTIONS if getattr(self, name) is not None]
+        if asked and self.target not in ("tensorrt", "tensorrt_rtx"):
+            raise ValueError(f"{', '.join(asked)}: for targets tensorrt and tensorrt_rtx, and not for {self.target}")
+        if self.buckets is not None:
+            if any(a >= b for a, b in pairwise(self.buckets)):
+                raise ValueError(f"buckets ascend, and each is there once; these are {self.buckets}")
+            if self.buckets[-1] > self.max_batch:
+                raise ValueError(f"the last of the buckets is {self.buckets[-1]}, and max_batch is {self.max_batch}")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_can_be_exchanged(self) -> Self:
+        if self.refit and self.target != "tensorrt":
+            raise ValueError(f"refit goes with target tensorrt: engines of {self.target} keep the weights they have")
+        if self.refit and self.precision == "int8":
+            raise ValueError("refit does not go with int8: with other weights its scales are others, too")
+        return self
 
 
 class EvaluateSpec(ModelSpec):

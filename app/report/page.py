@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from app.report import built, found, layers, naming, optimizing, sections, speed, tables
 from app.report import figures as as_data
-from app.report import found, layers, naming, optimizing, sections, speed, tables
 from app.report.figures import Figure, Unreadable
 from app.report.style import STYLE
 
@@ -45,6 +45,7 @@ def page(given: Mapping[str, Any], draw: Draw | None = None, key: Key | None = N
         _section("Everything that was tried", optimizing.tried(report) if races else ""),
         _section("Settings tried", optimizing.settings(report) if races else ""),
         _section("Layers of the answer", layers.section(report) if races else ""),
+        _section("How it was built", built.section(report)),
         _section("Details", sections.found(job)),
         _section("History", sections.history(job)),
         _section("Lineage", sections.lineage(given.get("lineage") or [], job, given.get("chain") or [])),

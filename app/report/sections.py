@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from app.domain.specs import MENU, Training
-from app.report import layers, naming, optimizing, speed, tables, words
+from app.report import built, layers, naming, optimizing, speed, tables, words
 
 Told = Mapping[str, Any]
 # Fields of a report that sections of their own show, or figures.
@@ -107,6 +107,7 @@ def found(job: Told) -> str:
     report = (job.get("result") or {}).get("report") or {}
     shown = _ELSEWHERE | (optimizing.FIELDS if optimizing.is_one(report) else frozenset())
     shown |= speed.FIELDS if speed.section(report) else frozenset()
+    shown |= built.FIELDS if built.section(report) else frozenset()
     # A search tells its history twice: as the job's own rows, too.
     shown |= {"history"} if job.get("history") else frozenset()
     rest = {k: v for k, v in report.items() if k not in shown and not _is_pair(v) and not _is_half(k, report)}

@@ -28,13 +28,28 @@ class Availability:
     device: str | None = None
 
 
+class TimingCache(Protocol):
+    """What builds have measured of kernels, on this kind of GPU with this version of the library. Neither call raises:
+    a build does without."""
+
+    def read(self) -> bytes:
+        """What is kept now; nothing at first."""
+        ...
+
+    def write(self, measured: bytes) -> bool:
+        """Keeps this in its place. False where somebody else has done so since `read`: read and combine, then again."""
+        ...
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """precision: fp32, tf32, fp16, bf16 or int8. shapes: input → concrete shape, where more than the batch varies.
 
     What only TensorRT knows: buckets, the largest batch of each optimization profile (one for all unless given); level
-    (0…5) and workspace_bytes, its own defaults unless given; sparse, whether the weights are 2:4; samples, inputs on
-    which the range of fp16 is looked at; timing_cache, a file that it reads, where there is one, and writes.
+    (0…5) and workspace_bytes, its own defaults unless given; sparse, whether kernels for 2:4 weights may be chosen
+    (unless given: where there are such weights); samples, inputs on which the range of fp16 is looked at; timing_cache;
+    refit, whether the plan is to be one whose weights can be exchanged, and refittable, which finds such a plan by the
+    key of its structure: where there is one it is not built.
     """
 
     precision: str = "fp32"
@@ -43,9 +58,11 @@ class BuildOptions:
     buckets: tuple[int, ...] = ()
     level: int | None = None
     workspace_bytes: int | None = None
-    sparse: bool = False
+    sparse: bool | None = None
     samples: Sequence[Arrays] = ()
-    timing_cache: Path | None = None
+    timing_cache: TimingCache | None = None
+    refit: bool = False
+    refittable: Callable[[str], Path | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Takes away what nobody names any more: uploads, checkpoints, files of versions that never came to be, trials."""
+"""Takes away what nobody names any more: uploads, checkpoints, files of versions that never came to be, trials, and
+what builds have measured."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from app.storage.artifacts import Artifacts, Entry
 from app.storage.catalog import Catalog
 from app.storage.plans import sweep_plans
 from app.storage.registry import numbers, read_dataset, read_version
+from app.storage.timings import sweep_timings
 
 TRIALS_KEPT_S = 7 * 24 * 3600.0
 # What a trial kept is safe for so long whatever it takes: whoever made it, or found it, has not said so yet.
@@ -40,6 +42,7 @@ def sweep(artifacts: Artifacts, catalog: Catalog, older_than_s: float, trials_by
                 artifacts.delete(key)
                 gone += 1
     gone += sweep_plans(artifacts, {sha for record in records for sha in record.files.values()}, open_ids, before)
+    gone += sweep_timings(artifacts, catalog.redis, before)
     _sweep_studies(catalog)
     return gone + _sweep_trials(artifacts, _in_use(catalog, open_jobs), trials_bytes)
 

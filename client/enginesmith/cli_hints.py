@@ -34,6 +34,7 @@ _FIELD = re.compile(r'"(force|max_batch|precision|target|alpha|dry_run)": ("?)([
 _OPTIONS = {
     "layers": "--layer", "objectives": "--objective", "params": "--param", "passes": "--pass", "targets": "--target",
     "time_limit_s": "--time-limit", "space": "--space", "teacher": "--teacher", "tolerance": "--tolerance",
+    "buckets": "--bucket", "workspace_bytes": "--workspace-bytes", "optimization_level": "--optimization-level",
 }  # fmt: skip
 
 

@@ -93,13 +93,28 @@ def convert(
     tolerance: Annotated[
         float | None, typer.Option(help="how far answers may lie from the source's; by precision unless said")
     ] = None,
+    bucket: Annotated[
+        list[int] | None, typer.Option(help="TensorRT: the largest batch of a profile; once for each, ascending")
+    ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(min=0, max=5, help="TensorRT: 0 is the quickest build, 5 the most thorough")
+    ] = None,
+    workspace_bytes: Annotated[int | None, typer.Option(help="TensorRT: GPU memory that a layer may use")] = None,
+    sparse: Annotated[
+        bool | None, typer.Option(help="TensorRT: kernels for 2:4 weights, else where there are such weights")
+    ] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="TensorRT: only weights have changed since the last plan; see `kinds`")
+    ] = False,
     more: Set = None,
     wait: Wait = True,
 ) -> None:
     """Builds an engine, checks its answers against the source, and measures it."""
     fields = {
         "model": model, "target": target, "precision": precision, "max_batch": max_batch, "dataset": dataset,
-        "shapes": _shapes(shape), "tolerance": tolerance,
+        "shapes": _shapes(shape), "tolerance": tolerance, "buckets": bucket or None,
+        "optimization_level": optimization_level, "workspace_bytes": workspace_bytes, "sparse": sparse,
+        "refit": refit or None,
     }  # fmt: skip
     run(context, "convert", wait, more, fields)
 

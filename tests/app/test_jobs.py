@@ -56,6 +56,8 @@ async def test_names_become_exact_refs(client: httpx.AsyncClient, make_version: 
         ({"kind": "convert", "model": "engine", "target": "openvino"}, 409, "not_convertible"),
         ({"kind": "convert", "model": "net@1", "target": "openvino", "precision": "int8"}, 409, "not_quantized"),
         ({"kind": "convert", "model": "net", "target": "abacus"}, 422, "invalid"),
+        ({"kind": "convert", "model": "net", "target": "openvino", "buckets": [1, 8]}, 422, "invalid"),
+        ({"kind": "convert", "model": "whole", "target": "tensorrt", "buckets": [1, 8]}, 422, "not_batched"),
         ({"kind": "prune", "model": "net", "method": "channel", "amount": 1.0}, 422, "invalid"),
         ({"kind": "prune", "model": "net", "method": "random_unstructured", "importance": "taylor"}, 422, "invalid"),
         ({"kind": "prune", "model": "net", "method": "n_m", "n": 4, "m": 4}, 422, "invalid"),
@@ -94,6 +96,8 @@ def refusing(client: httpx.AsyncClient, make_version: Any, catalog: Catalog) -> 
     make_version("int8", format="onnx", trainable=False, details={"quantized": {"target": "openvino"}})
     make_version("named", labels=tuple("abcdefghij"))
     make_version("turned", labels=tuple("jihgfedcba"))
+    whole = Signature(inputs=(Tensor(name="x", shape=(2, 3)),), outputs=(Tensor(name="y", shape=(2, 3)),))
+    make_version("whole", signature=whole.model_dump())
     narrow = Signature(inputs=(Tensor(name="x", shape=(-1, 1, 28, 27)),), outputs=(Tensor(name="y", shape=(-1, 10)),))
     make_version("narrow", signature=narrow.model_dump())
     split = Split(rows=1, x="x.npy", y="y.npy")

@@ -249,3 +249,33 @@ def test_whatever_a_job_says_there_is_a_page(fields: dict[str, Any]) -> None:
     text = page({"job": job(**fields)})
     assert Parsed(text).cut == 0
     assert "<script" not in text
+
+
+def test_how_an_engine_was_built() -> None:
+    layers = [
+        {"name": "conv1", "type": "gemm", "precision": "fp16", "tactic": "xmma", "products": ["node_a"], "ms": 0.75},
+        {"name": EVIL, "type": "kgen", "precision": "fp32", "tactic": None, "products": [], "ms": 0.25},
+    ]
+    build = {
+        "precisions": {"fp16": 1, "fp32": 1}, "layers": layers, "timed_with": {"x": [8, 3]},
+        "kept_fp32": {"wide": "its weight w reaches 1e+05"}, "sparse": {"layers": 0, "of": 1, "used": False},
+    }  # fmt: skip
+    shown = page({"job": job(kind="convert", result={"model": "net@2", "report": {"build": build}})})
+    text = " ".join(Parsed(shown).text)
+    for wanted in (
+        "How it was built",
+        "75.0 %",
+        "node_a",
+        "Timed one by one with x [8, 3]: 1 ms in all",
+        "reaches 1e+05",
+    ):
+        assert wanted in text, wanted
+    assert "kept fp32" not in text  # not once more among the details
+    assert EVIL not in shown
+    untimed = build | {"layers": [{**layer, "ms": None} for layer in layers] * 20, "kept_fp32": {}, "timed_with": {}}
+    shown = page({"job": job(kind="convert", result={"model": "net@2", "report": {"build": untimed}})})
+    text = " ".join(Parsed(shown).text)
+    assert "Layers of the engine (40)" in text
+    assert "share of the time" not in text
+    for broken in ({"build": 1}, {"build": {}}, {"build": {"layers": [1, {}], "kept_fp32": 3}}):
+        Parsed(page({"job": job(kind="convert", result={"report": broken})}))

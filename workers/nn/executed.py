@@ -20,9 +20,10 @@ def executed(target: str, engine: Engine | None, folder: Path, scratch: Path) ->
     if target == "onnxruntime":
         return _in_onnxruntime(folder / "model.onnx", scratch)
     ask: Any = getattr(engine, "executed", None)
-    if ask is None:
+    found = ask() if ask is not None else None
+    if found is None:
         return None
-    return {name: "int8" if precision in ("i8", "u8") else precision for name, precision in ask().items()}
+    return {name: "int8" if precision in ("i8", "u8") else precision for name, precision in found.items()}
 
 
 def _in_onnxruntime(path: Path, scratch: Path) -> dict[str, str]:

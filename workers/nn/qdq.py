@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,9 @@ from onnx import version_converter
 
 from app.errors import Conflict, Unprocessable
 from app.runtimes import _libraries
+from app.runtimes._graphs import MOVES, drop_unused, name_nodes, opset, users_of
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# What moves numbers without computing any: int8 goes through.
-_MOVES = frozenset(
-    (
-        *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Slice", "Pad", "Concat", "Split"),
-        *("Gather", "Expand", "Tile", "Identity", "DepthToSpace", "SpaceToDepth", "Relu", "Clip"),
-    )
-)
 # Per-channel scales came with 13; 17 is what every runtime here has long known.
 LEAST_OPSET, USUAL_OPSET = 13, 17
 
@@ -51,11 +45,6 @@ def opened(path: Path, scratch: Path) -> tuple[Any, list[str]]:
     return model, notes
 
 
-def opset(model: Any) -> int:
-    """The version of ONNX's own operators."""
-    return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-
-
 def labels(model: Any) -> dict[str, str]:
     """Node name of every layer with weights of its own → what a person calls it: the path of its weight, or of its
     bias, where the file has it, else the node's name. Call it on the float graph."""
@@ -74,7 +63,7 @@ def int8_layers(model: Any) -> set[str]:
         node = made.get(tensor)
         if node is None or depth > 32:
             return False
-        return node.op_type == "DequantizeLinear" or (node.op_type in _MOVES and is_int8(node.input[0], depth + 1))
+        return node.op_type == "DequantizeLinear" or (node.op_type in MOVES and is_int8(node.input[0], depth + 1))
 
     return {n.name for n in model.graph.node if n.op_type in LAYERS and all(is_int8(t) for t in n.input[:2])}
 
@@ -173,13 +162,7 @@ def _folded(model: Any, scratch: Path) -> Any:
 
 def _name(model: Any) -> None:
     """NNCF tells nodes apart by their names."""
-    seen: set[str] = set()
-    for place, node in enumerate(model.graph.node):
-        if not node.name or node.name in seen:
-            node.name = f"{node.op_type}_{place}"
-            while node.name in seen:
-                node.name += "_"
-        seen.add(node.name)
+    name_nodes(model)
     # NNCF reads the first one as ONNX's own.
     ordered = sorted(model.opset_import, key=lambda o: o.domain not in ("", "ai.onnx"))
     kept = [(o.domain, o.version) for o in ordered]
@@ -197,49 +180,16 @@ def _path(node: Any, weights: Collection[str], users: Mapping[str, Sequence[Any]
     return biases.pop().removesuffix(".bias") if len(biases) == 1 else None
 
 
-def users_of(graph: Any) -> dict[str, list[Any]]:
-    """Tensor → the nodes that take it."""
-    found: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for tensor in node.input:
-            found.setdefault(tensor, []).append(node)
-    return found
-
-
 def _reached(tensor: str, users: dict[str, list[Any]]) -> set[str]:
     """Names of the nodes that compute with a tensor, behind whatever only moves its numbers."""
     found: set[str] = set()
     seen, open_ = {tensor}, [tensor]
     while open_:
         for user in users.get(open_.pop(), ()):
-            if user.op_type in _MOVES:
+            if user.op_type in MOVES:
                 new = [out for out in user.output if out not in seen]
                 seen.update(new)
                 open_ += new
             else:
                 found.add(user.name)
     return found
-
-
-def drop_unused(graph: Any) -> None:
-    """Nodes and initializers that lead to no output."""
-    while True:
-        used = {t for n in graph.node for t in _all_inputs(n)} | {o.name for o in graph.output}
-        dead = [n for n in graph.node if not any(out in used for out in n.output)]
-        if not dead:
-            break
-        for node in dead:
-            graph.node.remove(node)
-    kept = [t for t in graph.initializer if t.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-
-
-def _all_inputs(node: Any) -> Iterable[str]:
-    """Of a node, and of the graphs inside it, which see the tensors around them."""
-    yield from node.input
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") or attribute.graphs else ():
-            for inner in graph.node:
-                yield from _all_inputs(inner)
-            yield from (o.name for o in graph.output)

@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from workers.nn.qdq import LEAST_OPSET, drop_unused, opset, users_of
+from app.runtimes._graphs import drop_unused, opset, users_of
+from workers.nn.qdq import LEAST_OPSET
 
 _NOT_NEGATIVE = frozenset(("Relu", "Sigmoid", "HardSigmoid", "Softmax"))
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from app import runtimes
 from app.domain.compression import check_int8
 from app.domain.records import Latency, Metrics, Parity, Quality, Version
-from app.domain.specs import ConvertSpec
-from app.errors import Unavailable, Unprocessable
+from app.domain.specs import TENSORRT_OPTIONS, ConvertSpec
+from app.errors import ParityError, Unavailable, Unprocessable
 from app.runtimes import BuildOptions, Engine, LoadOptions, Runtime
 from workers.context import Context
 from workers.nn.data import Data
@@ -27,7 +28,10 @@ from workers.nn.settle import settle
 from workers.passes import Outcome
 from workers.passes._built import built
 from workers.passes._int8 import Int8
+from workers.passes._refit import Refittable
+from workers.passes._refit import notes as of_refit
 from workers.passes._source import Source, open_source
+from workers.passes._timing import timing_cache
 
 SEED = 0
 ON_GPU = ("tensorrt", "tensorrt_rtx")
@@ -45,15 +49,24 @@ def run(spec: ConvertSpec, ctx: Context) -> Outcome:
     source = open_source(version, folder, ctx, spec.shapes, _preferred(rows, version), SEED)
     shapes = source.plan.shapes if _has_open_sizes(version) else {}
     max_batch = spec.max_batch if version.signature.batched else 1
-    asked = BuildOptions(spec.precision, max_batch, shapes, samples=_samples(source.plan, rows, version))
-    built_for, notes = _build(runtime, source, asked, ctx)
-    engine_folder = ctx.scratch / "version"
-    options = LoadOptions(threads=ctx.threads, instances=1, precision=spec.precision, max_batch=max_batch)
-    engine = runtime.load(engine_folder, version.signature, options)
+    refittable = Refittable(ctx, version.name, spec.target) if spec.refit else None
+    asked = BuildOptions(
+        spec.precision, max_batch, shapes, samples=_samples(source.plan, rows, version),
+        buckets=tuple(spec.buckets or ()), level=spec.optimization_level, workspace_bytes=spec.workspace_bytes,
+        sparse=spec.sparse, timing_cache=timing_cache(ctx, spec.target), refit=spec.refit, refittable=refittable,
+    )  # fmt: skip
+    tolerance = spec.tolerance or _tolerance(spec.precision, version)
     try:
-        ctx.progress(0, None, phase="comparing with the source")
-        tolerance = spec.tolerance or _tolerance(spec.precision, version)
-        parity = compare(engine, version.signature, source.answer, source.plan, rows, max_batch, tolerance, SEED)
+        made = _made(runtime, version, source, asked, rows, tolerance, ctx)
+    except ParityError as error:
+        taken = refittable.told(ctx.scratch / "version")["refitted_from"] if refittable else None
+        if taken is None:
+            raise
+        ctx.log(f"{error.detail}, with the plan of {taken} and other weights: the engine is built instead", "warning")
+        made = _made(runtime, version, source, replace(asked, refittable=None), rows, tolerance, ctx)
+    engine, parity, built_for, notes = made
+    engine_folder = ctx.scratch / "version"
+    try:
         found = _answers(engine, version, data, max_batch, ctx)
         measured = quality(found, data.ref, ctx.split) if data and found else None
         int8 = Int8.of(spec, version, engine, engine_folder, data, found, ctx) if spec.precision == "int8" else None
@@ -62,10 +75,47 @@ def run(spec: ConvertSpec, ctx: Context) -> Outcome:
         engine.close()
     metrics = Metrics(quality=measured, latency=timed, parity=parity, layer_sparsity=version.metrics.layer_sparsity)
     draft = _draft(spec, version, source, data, built_for, max_batch, metrics, ctx)
-    report = _report(spec, version, source, parity, measured, timed, notes) | built(engine_folder)
+    told = refittable.told(engine_folder) if refittable else {}
+    draft["details"] |= told
+    notes = [*notes, *of_refit(told)]
+    build = built(engine_folder)
+    notes += build["build"].pop("notes") if build else []
+    report = _report(spec, version, source, parity, measured, timed, notes) | build | told
     if int8 is not None:
         int8.add_to(draft, report)
     return Outcome(engine_folder, draft, report)
+
+
+class _Made(NamedTuple):
+    """Notes: for the report."""
+
+    engine: Engine
+    parity: Parity
+    built_for: dict[str, Any]
+    notes: list[str]
+
+
+def _made(
+    runtime: Runtime,
+    version: Version,
+    source: Source,
+    asked: BuildOptions,
+    rows: list[Array],
+    tolerance: float,
+    ctx: Context,
+) -> _Made:
+    """An engine that answers as the source does, in scratch/version. Raises ParityError, and what a build raises."""
+    built_for, notes = _build(runtime, source, asked, ctx)
+    options = LoadOptions(threads=ctx.threads, precision=asked.precision, max_batch=asked.max_batch)
+    engine = runtime.load(ctx.scratch / "version", version.signature, options)
+    try:
+        ctx.progress(0, None, phase="comparing with the source")
+        signature, most = version.signature, asked.max_batch
+        parity = compare(engine, signature, source.answer, source.plan, rows, most, tolerance, SEED)
+    except BaseException:
+        engine.close()
+        raise
+    return _Made(engine, parity, built_for, notes)
 
 
 def _tolerance(precision: str, version: Version) -> float:
@@ -195,7 +245,8 @@ def _draft(
             "threads": ctx.threads,
             "source": version.format,
             "shapes": {name: list(shape) for name, shape in source.plan.shapes.items()},
-        },
+        }
+        | {name: asked for name in TENSORRT_OPTIONS if (asked := getattr(spec, name)) is not None},
     }
 
 

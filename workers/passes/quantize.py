@@ -13,6 +13,7 @@ from app.domain.records import Metrics
 from app.domain.spec import Training
 from app.domain.specs import QuantizeSpec
 from app.errors import Unprocessable
+from app.runtimes._graphs import opset
 from workers.context import Context
 from workers.net import Net, load
 from workers.nn import qat, qdq
@@ -241,7 +242,7 @@ def _outcome(
             "trainable": False,
             "verdict": judged.word if judged else None,
             "notes": tuple(notes),
-            "details": {"quantized": quantized, "opset": qdq.opset(model)},
+            "details": {"quantized": quantized, "opset": opset(model)},
         },
         report,
     )

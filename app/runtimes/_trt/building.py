@@ -9,12 +9,12 @@ from typing import Any
 
 from app.errors import Internal, Problem, Unprocessable
 from app.gpu.messages import listener, words
-from app.runtimes import BuildOptions
+from app.runtimes import BuildOptions, TimingCache
 from app.runtimes._trt.shapes import Bounds, profiles
 
 Progress = Callable[[float, str], None]
-# Share of a build that has gone by when a phase is over is TensorRT's own count of steps; this much is its end.
-_BUILT = 0.95
+# Builders that end at the same time: how often one of them takes in what another has just measured.
+_ATTEMPTS = 3
 
 
 def build(trt: Any, source: Path, options: BuildOptions, progress: Progress) -> bytes:
@@ -43,14 +43,14 @@ def build(trt: Any, source: Path, options: BuildOptions, progress: Progress) -> 
         config.progress_monitor = monitor
         for bounds in profiles(_inputs(network), options.max_batch, options.shapes, options.buckets):
             _add_profile(builder, config, bounds, messages)
-        cache = _timing_cache(config, options)
+        cache = _timing_cache(config, options.timing_cache)
         blob = builder.build_serialized_network(network, config)
         if monitor.raised is not None:
             raise monitor.raised
         if blob is None:
             raise _unbuilt(messages.said())
-        if cache is not None:
-            _keep(config, options)
+        if cache is not None and options.timing_cache is not None:
+            _keep(config, cache, options.timing_cache)
         return bytes(blob)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
@@ -95,6 +95,8 @@ def _config(trt: Any, builder: Any, options: BuildOptions) -> Any:
     (config.set_flag if options.precision == "tf32" else config.clear_flag)(trt.BuilderFlag.TF32)
     if options.sparse:
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if options.refit:
+        config.set_flag(trt.BuilderFlag.REFIT)
     return config
 
 
@@ -106,24 +108,25 @@ def _add_profile(builder: Any, config: Any, bounds: Mapping[str, Bounds], messag
         raise Internal(f"TensorRT refuses the sizes {dict(bounds)}: {messages.said()}", code="bad_profile")
 
 
-def _timing_cache(config: Any, options: BuildOptions) -> Any:
-    """What was measured of kernels before, on this kind of GPU with this version: most of the time of a build."""
-    if options.timing_cache is None:
-        return None
-    known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
-    cache = config.create_timing_cache(known)
-    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-        cache = config.create_timing_cache(b"")  # of another GPU or version
-        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-            return None
-    return cache
+def _timing_cache(config: Any, kept: TimingCache | None) -> Any:
+    """What was measured of kernels before: most of the time of a build. Damaged ones, and those of another GPU or
+    version, are refused: it begins anew. None where nothing is to be kept, or TensorRT takes no cache at all."""
+    for known in () if kept is None else (kept.read(), b""):
+        cache = config.create_timing_cache(known)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return cache
+    return None
 
 
-def _keep(config: Any, options: BuildOptions) -> None:
-    if options.timing_cache is not None and (found := config.get_timing_cache()) is not None:
-        blob = found.serialize()
-        if blob is not None:
-            options.timing_cache.write_bytes(bytes(blob))
+def _keep(config: Any, cache: Any, kept: TimingCache) -> None:
+    """Keeps what is known now, with what others have measured meanwhile."""
+    for _ in range(_ATTEMPTS):
+        blob = cache.serialize()
+        if blob is None or kept.write(bytes(blob)):
+            return
+        others = config.create_timing_cache(kept.read())
+        if others is not None:
+            cache.combine(others, ignore_mismatch=False)  # its answer is of no use: else ours alone is kept
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:
@@ -153,7 +156,7 @@ def _monitor(trt: Any, progress: Progress) -> Any:
         def _tell(self, name: str) -> None:
             if self.raised is not None:
                 return
-            self._share = max(self._share, _BUILT * min(1.0, self._done(name)))
+            self._share = max(self._share, min(1.0, self._done(name)))
             try:
                 progress(self._share, name.lower())
             except BaseException as error:  # it must not pass through TensorRT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from app.gpu.session import Session
 from app.runtimes import Arrays, LoadOptions, Slot
 from app.runtimes._names import pairs
 from app.runtimes._slots import padded
+from app.runtimes._trt import layers
 
 
 class PlanSlot:
@@ -77,8 +78,12 @@ class PlanEngine:
 
     steady = False
 
-    def __init__(self, plan: Plan, signature: Signature, options: LoadOptions) -> None:
+    def __init__(
+        self, plan: Plan, signature: Signature, options: LoadOptions, told: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """told: its layers, as they were written down when it was built."""
         self.signature = signature
+        self._told = told
         self.plan = plan
         self.met: set[int] = set()
         self.inputs = pairs([t.name for t in signature.inputs], [p.name for p in plan.inputs], "input")
@@ -125,6 +130,11 @@ class PlanEngine:
             finally:
                 if not self._closed:
                     self._free.append(slot)
+
+    def executed(self) -> dict[str, str] | None:
+        """Name of every convolution and matrix product → the precision it is computed in, as in `int8`, `fp16`. None
+        where TensorRT did not tell when the plan was built."""
+        return layers.executed(self._told)
 
     @property
     def gpu_bytes(self) -> int:

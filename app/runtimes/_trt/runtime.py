@@ -6,7 +6,7 @@ import functools
 import importlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from app.gpu import driver
 from app.gpu.device import Device
 from app.gpu.inference import Plan
 from app.runtimes import BuildOptions, Engine, LoadOptions, misfit
-from app.runtimes._trt import building, precision
+from app.runtimes._trt import building, precision, refitting
 from app.runtimes._trt.engine import PlanEngine
 from app.runtimes._trt.flavour import Flavour, precisions
-from app.runtimes._trt.layers import Layer, layers
+from app.runtimes._trt.inspection import Inspected, inspect
+from app.runtimes._trt.sparsity import Sparse, sparse_layers
 from app.runtimes._trt.travel import built_for
 
 MODEL, PLAN, ABOUT = "model.onnx", "model.plan", "build.json"
@@ -41,16 +42,44 @@ def build(
         )
     progress(0.0, f"writing the graph in {options.precision}")
     typed = precision.write(source, folder / MODEL, options.precision, options.samples)
-    plan = building.build(trt, folder / MODEL, options, lambda share, phase: progress(_within(share), phase))
+    sparse = sparse_layers(folder / MODEL)
+    options = replace(options, sparse=sparse.layers > 0 if options.sparse is None else options.sparse)
+    try:
+        plan, weights = _plan(flavour, trt, folder / MODEL, options, progress)
+    except Unprocessable as error:
+        if typed.rest != "fp16":
+            raise
+        typed = precision.write_plain(source, folder / MODEL, error.detail)
+        plan, weights = _plan(flavour, trt, folder / MODEL, options, progress)
     (folder / PLAN).write_bytes(plan)
     progress(_BUILT, "looking at its layers")
-    found = _layers(trt, plan)
-    told = [asdict(layer) for layer in found or ()]
+    found = _inspected(trt, plan, folder / MODEL)
     here = built_for(flavour)
-    about = {"built_for": here, "kept_fp32": typed.kept, "range_samples": typed.checked, "layers": told}
+    about = {"built_for": here} | _about(options, typed, sparse, found) | weights
     (folder / ABOUT).write_text(json.dumps(about, indent=1))
     progress(1.0, "built")
     return here
+
+
+def _plan(
+    flavour: Flavour, trt: Any, graph: Path, options: BuildOptions, progress: Callable[[float, str], None]
+) -> tuple[bytes, dict[str, Any]]:
+    """Built, or one of the same structure with these weights; and `refit`, what is to be known of that: the key of the
+    structure, whether the plan came to be so, and why not."""
+    about: dict[str, Any] = {}
+    if options.refit:
+        key = refitting.key_of(graph, options, built_for(flavour))
+        about = {"refit": {"structure": key, "done": False, "why_not": None}}
+        if options.refittable is not None and (found := options.refittable(key)) is not None:
+            progress(_TYPED, "exchanging the weights of a plan")
+            try:
+                plan = refitting.refit(trt, device(), found.read_bytes(), graph)
+            except Exception as error:  # whatever it is, building is the other way
+                about["refit"]["why_not"] = " ".join(str(error).split())[:500] or type(error).__name__
+            else:
+                about["refit"]["done"] = True
+                return plan, about
+    return building.build(trt, graph, options, lambda share, phase: progress(_within(share), phase)), about
 
 
 def load(flavour: Flavour, folder: Path, signature: Signature, options: LoadOptions) -> Engine:
@@ -75,7 +104,7 @@ def load(flavour: Flavour, folder: Path, signature: Signature, options: LoadOpti
         raise DeviceLost("the GPU failed for good: this process has to be started again")
     plan = Plan(trt, device(), blob)
     try:
-        return PlanEngine(plan, signature, options)
+        return PlanEngine(plan, signature, options, about.get("layers", ()))
     except BaseException:
         plan.close()
         raise
@@ -104,19 +133,22 @@ def _usable(flavour: Flavour, options: BuildOptions) -> Any:
     return trt
 
 
-def _layers(trt: Any, blob: bytes) -> list[Layer] | None:
-    """What TensorRT made of the graph. None without a GPU: a plan is only opened where one is."""
-    if driver.missing() is not None:
-        return None
-    plan = Plan(trt, device(), blob)
-    try:
-        with device().current():
-            inspector = plan.engine.create_engine_inspector()
-            text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-            del inspector
-        return layers(text)
-    finally:
-        plan.close()
+def _inspected(trt: Any, blob: bytes, graph: Path) -> Inspected:
+    """What TensorRT made of the graph. Nothing without a GPU: a plan is only opened where one is."""
+    return Inspected() if driver.missing() is not None else inspect(trt, device(), blob, graph)
+
+
+def _about(options: BuildOptions, typed: precision.Typed, sparse: Sparse, found: Inspected) -> dict[str, Any]:
+    return {
+        "precision": options.precision,
+        "rest": typed.rest,
+        "kept_fp32": typed.kept,
+        "range_samples": typed.checked,
+        "sparse": asdict(sparse) | {"used": options.sparse},
+        "layers": [layer.told() for layer in found.layers],
+        "timed_with": {name: list(shape) for name, shape in found.timed_with.items()},
+        "notes": [*typed.notes, *found.notes],
+    }
 
 
 def _within(share: float) -> float:

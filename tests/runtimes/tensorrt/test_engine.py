@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from app.gpu.device import Device
 from app.gpu.inference import Plan
 from app.runtimes import LoadOptions, slot_of
 from app.runtimes._trt.engine import PlanEngine, PlanSlot
+from workers.nn.executed import executed
 
 SIGNATURE = Signature(
     inputs=(Tensor(name="x", shape=(-1, 3), batch_axis=0), Tensor(name="scale", shape=(-1, 1), batch_axis=0)),
@@ -142,3 +144,15 @@ def test_a_model_without_a_batch() -> None:
     slot = engine.slot()
     slot.fill([{"x": x}], 1)
     np.testing.assert_array_equal(slot.run()["y"], x + 1)
+
+
+def test_what_its_products_are_computed_in() -> None:
+    engine = loaded(Cuda())
+    assert engine.executed() is None  # TensorRT told nothing when the plan was built
+    told = [{"precision": "int8", "products": ["conv1"]}, {"precision": "fp16", "products": []}]
+    other = PlanEngine(engine.plan, SIGNATURE, LoadOptions(), told)
+    assert other.executed() == {"conv1": "int8"}
+    assert executed("tensorrt", other, Path(), Path()) == {"conv1": "int8"}
+    assert executed("tensorrt", engine, Path(), Path()) is None
+    other.close()
+    engine.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from app.runtimes._trt.layers import Layer, layers, summary
+from app.runtimes._trt.layers import Layer, executed, layers, timed
 
 DETAILED = {
     "Layers": [
@@ -35,9 +35,30 @@ def test_every_layer_with_what_it_computes_in() -> None:
     found = layers(json.dumps(DETAILED))
     assert [layer.precision for layer in found] == ["fp16", "fp32", "bf16", "int8", "int64"]
     assert found[0] == Layer("conv1 + relu1", "Convolution", "fp16", "sm90_xmma_fprop_implicit_gemm_f16f16")
-    assert summary(found) == {"fp16": 1, "fp32": 1, "bf16": 1, "int8": 1, "int64": 1}
 
 
 def test_names_alone_and_nothing_at_all() -> None:
     assert layers('{"Layers": ["conv1"], "Bindings": []}') == [Layer("conv1", "?", "?")]
     assert layers("") == layers("[]") == layers('{"error": 1}') == []
+
+
+def test_which_layer_computes_which_product_of_the_graph() -> None:
+    """As TensorRT 11 tells it: what comes after a product names that product, too."""
+    half, int8 = [{"Datatype": "Half"}], [{"Datatype": "Int8"}]
+    told = [
+        {"Name": "__myl_Quan_myl0_1", "LayerType": "kgen", "Inputs": half, "Metadata": "[ONNX Layer: Quantize_1]"},
+        {"Name": "__myl_After_0", "LayerType": "kgen", "Inputs": half, "Metadata": "[ONNX Layer: conv_1]"},
+        {
+            "Name": "conv_1_myl0_2", "LayerType": "correlation", "Inputs": int8,
+            "Metadata": "[ONNX Layer: conv_1]\x1e[ONNX Layer: Dequantize[1]]\x1e[ONNX Layer: relu]",
+        },
+        {"Name": "fc_myl0_3", "LayerType": "gemm", "Inputs": half, "Metadata": "[ONNX Layer: fc][ONNX Layer: bias]"},
+        {"Name": "head + head_relu", "LayerType": "CaskGemmConvolution", "Inputs": int8},
+    ]  # fmt: skip
+    operators = {"conv_1": "Conv", "fc": "Gemm", "bias": "Add", "relu": "Relu", "head": "MatMul", "Quantize_1": "Q"}
+    found = layers(json.dumps({"Layers": told}), operators)
+    assert [layer.products for layer in found] == [(), (), ("conv_1",), ("fc",), ("head",)]
+    written = json.loads(json.dumps([layer.told() for layer in found]))
+    assert executed(written) == {"conv_1": "int8", "fc": "fp16", "head": "int8"}
+    assert executed([]) is None
+    assert [layer.ms for layer in timed(found, {"fc_myl0_3": 0.25})] == [None, None, None, 0.25, None]
