@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from running import until
 
 from workers.nn.measure import alone, between_steps, histogram, latency
@@ -35,6 +36,12 @@ def test_latency_counts_enough_runs(clock: Clock, seconds: float, runs: int) -> 
     assert found.histogram is not None
     assert sum(found.histogram.counts) == found.runs
     assert found.histogram.low < found.histogram.high
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch has a GPU here")
+def test_an_engine_on_a_gpu_is_measured_where_torch_is_a_build_for_cpus(clock: Clock) -> None:
+    """The engine has waited for itself; torch would refuse to."""
+    assert latency(lambda: clock.passes(0.01), runtime="tensorrt", batch=1, threads=1, device="cuda").device == "cuda"
 
 
 def test_the_histogram_leaves_the_slowest_out() -> None:

@@ -29,7 +29,8 @@ def latency(
     A round that others disturbed (its median is over twice its fastest call) is measured again, up to twice; the
     calmest one counts. `run` must wait for its own result; for torch on a GPU the device is waited for here.
     """
-    wait = torch.cuda.synchronize if device == "cuda" else _no_wait
+    # Where torch is a build for CPUs, what runs on a GPU is an engine, which has waited for itself.
+    wait = torch.cuda.synchronize if device == "cuda" and torch.cuda.is_available() else _no_wait
     with alone():
         _warm_up(run, wait)
         ms = _round(run, wait)
