@@ -13,9 +13,7 @@ from collections.abc import Mapping
 from app.domain.records import Record, Version
 
 # What of a version's details its plan depends on, beside the graph itself.
-_BUILT_WITH = (
-    "precision", "max_batch", "shapes", "buckets", "optimization_level", "workspace_bytes", "sparse", "refit",
-)  # fmt: skip
+_BUILT_WITH = ("precision", "max_batch", "shapes", "buckets", "optimization_level", "workspace_bytes", "sparse")
 _SLUG = 80
 
 
