@@ -31,18 +31,26 @@ _ARITHMETIC = frozenset(
 )
 
 
+# How a Constant may say its value, beside a tensor.
+_NUMBERS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+
+
 def lift_constants(model: Any) -> None:
     """Constant nodes become initializers, which is where weights are looked for. In place."""
     import onnx
 
     kept = []
     for node in model.graph.node:
-        held = {a.name: a for a in node.attribute}.get("value") if node.op_type == "Constant" else None
-        if held is None:
+        held = node.attribute[0] if node.op_type == "Constant" and len(node.attribute) == 1 else None
+        tensor = onnx.TensorProto()
+        if held is not None and held.name == "value":
+            tensor.CopyFrom(held.t)
+        elif held is not None and held.name in _NUMBERS:
+            array = np.array(onnx.helper.get_attribute_value(held), _NUMBERS[held.name])
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array))
+        else:
             kept.append(node)
             continue
-        tensor = onnx.TensorProto()
-        tensor.CopyFrom(held.t)
         tensor.name = node.output[0]
         model.graph.initializer.append(tensor)
     del model.graph.node[:]

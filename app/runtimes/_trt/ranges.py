@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from app.runtimes._graphs import users_of
+
 Arrays = Mapping[str, npt.NDArray[Any]]
 FP16_MAX = 65504.0
 # Rows that nobody has seen may be larger than those that were tried.
 _HEADROOM = 4.0
 _QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
-_LEAST_SCALE = 2.0**-24  # fp16's smallest number: no scale may become 0
+_LEAST_SCALE = 2.0**-24  # fp16's smallest number: no scale may become 0, as what is up to half of it does
+_TAKES_EPSILON = ("Add", "Max", "Clip")
+_ON_THE_WAY = ("Sqrt", "Reciprocal", "Pow")
 _APART = 2.0**-9  # by how much of the largest a scale may change; a step of int8 is 2**-7
 
 
@@ -34,6 +38,32 @@ def beyond(model: Any, samples: Sequence[Arrays]) -> dict[str, str]:
         for name in (*node.input, *node.output):
             if name in large:
                 found.setdefault(node.name, large[name])
+    return found | _vanishing(model)
+
+
+def _vanishing(model: Any) -> dict[str, str]:
+    """Nodes that add a number which fp16 makes 0, as the epsilon of a norm, and those that divide by what they give:
+    a row of zeros would be divided by 0."""
+    import onnx
+
+    small = {
+        t.name: float(value)
+        for t in model.graph.initializer
+        if t.data_type == onnx.TensorProto.FLOAT and (held := onnx.numpy_helper.to_array(t)).size == 1
+        if 0 < abs(value := held.reshape(())) <= _LEAST_SCALE / 2
+    }
+    users, found = users_of(model.graph), {}
+    for node in model.graph.node:
+        given = next((name for name in node.input if name in small), None)
+        if given is None or node.op_type not in _TAKES_EPSILON:
+            continue
+        open_, why = [node], f"its weight {given} is {small[given]:.3g}, which is 0 in fp16"
+        while open_:
+            at = open_.pop()
+            found[at.name] = why
+            if at is node or at.op_type in _ON_THE_WAY:
+                after = [user for out in at.output for user in users.get(out, ())]
+                open_ += [user for user in after if user.op_type in (*_ON_THE_WAY, "Div", "Mul")]
     return found
 
 

@@ -72,6 +72,28 @@ def branching() -> list[Any]:
 TWO = {"two": np.full(4, 2, np.float32), "zero": np.float32(0)}
 # Graphs, and the nodes of each that stay in fp32.
 CASES: dict[str, tuple[Any, np.ndarray, set[str]]] = {
+    "an epsilon that fp16 has not": (
+        graph(
+            [
+                node("Mul", ["x", "x"], ["a"], name="a"), node("ReduceMean", ["a", "axis"], ["b"], name="b"),
+                node("Add", ["b", "epsilon"], ["c"], name="c"), node("Sqrt", ["c"], ["d"], name="d"),
+                node("Div", ["x", "d"], ["e"], name="e"), node("Relu", ["e"], ["y"], name="f"),
+            ],
+            {"axis": np.array([1]), "epsilon": np.float32(1e-12)},
+        ),
+        np.vstack([ROWS, np.zeros((1, 4), np.float32)]), {"c", "d", "e"},
+    ),
+    "constants of every kind": (
+        graph(
+            [
+                node("Constant", [], ["k"], value_float=2.5), node("Constant", [], ["l"], value_floats=[1.0, 2, 3, 4]),
+                node("Constant", [], ["m"], value_ints=[-1, 4]), node("Mul", ["x", "k"], ["a"], name="a"),
+                node("Add", ["a", "l"], ["b"], name="b"), node("Reshape", ["b", "m"], ["y"], name="c"),
+            ],
+            {},
+        ),
+        ROWS, set(),
+    ),
     "the last node": (graph([node("MatMul", ["x", "w"], ["y"], name="a")], {"w": EYE * 1e5}), ONES, {"a"}),
     "two nodes read what is large": (
         graph(
