@@ -19,6 +19,7 @@ from app.deps import TheCatalog
 from app.domain.specs import MENU, NOT_SUBMITTED, Spec
 
 router = APIRouter(tags=["jobs"])
+_BY_WHAT = {"convert": "cpu, or gpu by target", "plan": "that of one kind of GPU"}
 _NOT_TARGETS = frozenset({"echo"})
 
 
@@ -53,7 +54,7 @@ def _kind_json(kind: str, spec: type[Spec], workers: list[dict[str, Any]]) -> di
         "submit": NOT_SUBMITTED.get(kind, "POST /v1/jobs"),
         "needs": spec.needs,
         "needs_dataset": spec.needs_dataset,
-        "queue": choose_queue(spec.model_construct(), workers) if kind != "convert" else "cpu, or gpu by target",
+        "queue": _BY_WHAT.get(kind) or choose_queue(spec.model_construct(), workers),
         "schema": schema_of(spec),
     }
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, ValidationInfo, field_validator
 
 from app.domain.compression import PruneSpec, QuantizeSpec, ShareSpec
 from app.domain.spec import ImportSpec, Layers, ModelSpec, Need, Precision, Ref, Spec, Target, Training
@@ -79,25 +79,34 @@ class ConvertSpec(ModelSpec):
         "kernels for such a plan, and 2:4 sparse weights are not exchanged. tensorrt only",
     )
 
-    @model_validator(mode="after")
-    def _only_tensorrt_knows(self) -> Self:
-        asked = [name for name in TENSORRT_OPTIONS if getattr(self, name) is not None]
-        if asked and self.target not in ("tensorrt", "tensorrt_rtx"):
-            raise ValueError(f"{', '.join(asked)}: for targets tensorrt and tensorrt_rtx, and not for {self.target}")
-        if self.buckets is not None:
-            if any(a >= b for a, b in pairwise(self.buckets)):
-                raise ValueError(f"buckets ascend, and each is there once; these are {self.buckets}")
-            if self.buckets[-1] > self.max_batch:
-                raise ValueError(f"the last of the buckets is {self.buckets[-1]}, and max_batch is {self.max_batch}")
-        return self
+    @field_validator(*TENSORRT_OPTIONS)
+    @classmethod
+    def _only_tensorrt_knows(cls, value: Any, info: ValidationInfo) -> Any:
+        target = info.data.get("target")
+        if value is not None and target not in (None, "tensorrt", "tensorrt_rtx"):
+            raise ValueError(f"{info.field_name}: for targets tensorrt and tensorrt_rtx, and not for {target}")
+        return value
 
-    @model_validator(mode="after")
-    def _weights_can_be_exchanged(self) -> Self:
-        if self.refit and self.target != "tensorrt":
-            raise ValueError(f"refit goes with target tensorrt: engines of {self.target} keep the weights they have")
-        if self.refit and self.precision == "int8":
+    @field_validator("buckets")
+    @classmethod
+    def _buckets_ascend(cls, buckets: list[int] | None, info: ValidationInfo) -> list[int] | None:
+        most = info.data.get("max_batch")
+        if buckets is not None:
+            if any(a >= b for a, b in pairwise(buckets)):
+                raise ValueError(f"buckets ascend, and each is there once; these are {buckets}")
+            if most is not None and buckets[-1] > most:
+                raise ValueError(f"the last of the buckets is {buckets[-1]}, and max_batch is {most}")
+        return buckets
+
+    @field_validator("refit")
+    @classmethod
+    def _weights_can_be_exchanged(cls, refit: bool, info: ValidationInfo) -> bool:
+        target = info.data.get("target")
+        if refit and target not in (None, "tensorrt"):
+            raise ValueError(f"refit goes with target tensorrt: engines of {target} keep the weights they have")
+        if refit and info.data.get("precision") == "int8":
             raise ValueError("refit does not go with int8: with other weights its scales are others, too")
-        return self
+        return refit
 
 
 class EvaluateSpec(ModelSpec):

@@ -31,6 +31,15 @@ def missing() -> str | None:
     return found if isinstance(found, str) else None
 
 
+def is_absent() -> bool:
+    """Whether there is no NVIDIA driver at all; one that does not answer is there."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return True
+    return False
+
+
 def gpu() -> Gpu | None:
     """The first device; None where there is none."""
     found = look()

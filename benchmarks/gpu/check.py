@@ -33,14 +33,16 @@ SERVED = "resnet50"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when everything that this machine can do was good; 1 when something was not."""
+    """0 when all was good, or there is no NVIDIA driver at all; 1 when something was not, also what a GPU lacks to be
+    used."""
     given = _arguments(arguments)
     for line in machine():
         say(line)
     runtime = given.runtime or next((name for name in GPU if runtimes.get(name).available().ok), None)
     if runtime is None:
-        say("nothing was run on a GPU")
-        return 0
+        is_expected = driver.is_absent()
+        say(f"nothing was run on a GPU{'' if is_expected else ': FAILED, for there is an NVIDIA driver'}")
+        return 0 if is_expected else 1
     found = runtimes.get(runtime).available()
     if not found.ok:
         say(f"{runtime} cannot be used here: {found.reason}")
@@ -48,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = [p for p in found.precisions if given.precisions is None or p in given.precisions.split(",")]
     subjects = [SUBJECTS[name] for name in given.networks.split(",")]
     with tempfile.TemporaryDirectory(prefix="enginesmith-gpu-") as temporary:
-        return 1 if _run(subjects, wanted, runtime, Path(temporary), given) else 0
+        failed = _run(subjects, wanted, runtime, Path(temporary), given)
+    return 1 if failed else 0
 
 
 def _run(subjects: list[Subject], wanted: list[str], runtime: str, folder: Path, given: argparse.Namespace) -> int:
@@ -65,6 +68,7 @@ def _run(subjects: list[Subject], wanted: list[str], runtime: str, folder: Path,
         if not given.short:
             report["speed"][subject.name] = [asdict(s) for s in _speeds(subject, built, runtime, device, folder)]
     if given.short:
+        _verdict(failed)
         return failed
     subject = next((s for s in subjects if s.name == SERVED), subjects[0])
     failed += _kept(subject, wanted[-1], runtime, folder, given.rounds, report)
@@ -75,10 +79,15 @@ def _run(subjects: list[Subject], wanted: list[str], runtime: str, folder: Path,
         report["sanitizer"] = said
         failed += bool(said and said.startswith("FAILED"))
         say(f"compute-sanitizer: {said or 'is not installed'}")
+    _verdict(failed)
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / f"gpu-{runtime}.json").write_text(json.dumps(report, indent=1))
     (given.out / f"gpu-{runtime}.txt").write_text("\n".join(SAID) + "\n")
     return failed
+
+
+def _verdict(failed: int) -> None:
+    say(f"FAILED: {failed} of the checks, marked above" if failed else "PASSED: every check")
 
 
 def _speeds(subject: Subject, built: list[Built], runtime: str, device: str, folder: Path) -> list[Speed]:

@@ -148,6 +148,7 @@ def deploy(
     shadow: Annotated[str | None, typer.Option(help="name@6, or name@6=20: gets copies of 20 %")] = None,
     force: Annotated[bool, typer.Option(help="also a version whose verdict is rejected or unproven")] = False,
     wait: Wait = True,
+    timeout: Annotated[float, typer.Option(help="seconds to wait; a plan for another GPU takes minutes")] = 300.0,
 ) -> None:
     """Puts an engine behind a name; the one before answers until the new one is warm.
 
@@ -169,7 +170,7 @@ def deploy(
         "shadow": None if shadow is None else _share("--shadow", shadow, 100.0),
     }
     with told.err.status(f"deploying {model} as {name}"):
-        made = told.client.deploy(name, model, wait=wait, force=force or None, **options)
+        made = told.client.deploy(name, model, wait=wait, timeout=timeout, force=force or None, **options)
     told.answer(made, lambda: told.say(f"{name}: {made['model']} {made['status']}"))
 
 

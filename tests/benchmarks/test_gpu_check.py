@@ -40,3 +40,13 @@ def test_the_networks_are_those_of_their_papers() -> None:
     assert 21.4e6 < counts[ViT] < 21.8e6
     with torch.inference_mode():
         assert ViT().eval()(torch.randn(1, *SUBJECTS["vit"].shape)).shape == (1, 10)
+
+
+def test_a_driver_of_which_nothing_can_be_used_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check.driver, "is_absent", lambda: False)
+    monkeypatch.setattr(check.runtimes, "names", list)
+    monkeypatch.setattr(check, "GPU", ())
+    assert check.main([]) == 1
+    assert "nothing was run on a GPU: FAILED" in capsys.readouterr().out

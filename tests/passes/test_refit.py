@@ -168,7 +168,8 @@ def test_plans_of_other_models_and_builds_and_deleted_or_damaged_ones_are_not_ta
     trained.catalog.drop_version("m", 5)
     version, _, lines = convert(trained, "m@3")
     assert version.details["refitted_from"] is None
-    assert lines == []
+    assert "no earlier engine of m with `refit` has this structure" in version.details["not_refitted"]
+    assert lines == [f"no weights are exchanged, the engine is built: {version.details['not_refitted']}"]
     assert played.built == 5
 
 

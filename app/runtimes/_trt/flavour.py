@@ -58,7 +58,7 @@ class Flavour:
             return Availability(False, gpu, version=version)
         if not self.is_installed:
             return Availability(False, self._uninstalled())
-        if why := self.unfit(gpu.capability, version):
+        if why := self.unfit(gpu.capability, version) or self._too_new(gpu):
             return Availability(False, why, version=version, device=gpu.name)
         if importlib.util.find_spec("pycuda") is None:
             return Availability(False, f"pycuda is not installed: {self.install}", version=version, device=gpu.name)
@@ -74,6 +74,19 @@ class Flavour:
             return f"{said}, {self.product} knows {', '.join(f'{a}.{b}' for a, b in self.only)} alone"
         least = _least(version)
         return None if capability >= least else f"{said}, {self.product} {release} needs {least[0]}.{least[1]}"
+
+    def _too_new(self, gpu: driver.Gpu) -> str | None:
+        """Why the driver is too old for the CUDA that the installed packages are of; None where it is not, or that is
+        not known."""
+        installed = [name for name in self.packages if _is_installed(name)]
+        cuda = {name.rpartition("-cu")[2] for name in installed if "-cu" in name}
+        newest, known = max(map(int, cuda), default=0), int(gpu.cuda.split(".")[0])
+        if newest <= known:
+            return None
+        return (
+            f"{self.product} here is for CUDA {newest}, and the driver ({gpu.driver or 'of unknown version'}) knows "
+            f"{gpu.cuda}: a newer driver, or the package for CUDA {known} ({self.module.replace('_', '-')}-cu{known})"
+        )
 
     def refusal(self, why: str) -> Unavailable:
         return Unavailable(
@@ -110,6 +123,14 @@ def _least(version: str | None) -> Capability:
     if numbers < [10]:
         return (6, 0)
     return (7, 0) if numbers < [10, 5] else (7, 5)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 @functools.cache

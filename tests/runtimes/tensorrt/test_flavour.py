@@ -65,3 +65,23 @@ def test_a_library_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(Unavailable, match="is installed and does not load: No module named"):
         broken.library()
+
+
+def test_a_driver_that_is_too_old_for_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, (9, 0), "tensorrt", "pycuda")
+    there = {"tensorrt": "11.4.0", "tensorrt-cu13": "11.4.0"}
+
+    def version(name: str) -> str:
+        if name not in there:
+            raise flavour.importlib.metadata.PackageNotFoundError(name)
+        return there[name]
+
+    monkeypatch.setattr(flavour.importlib.metadata, "version", version)
+    monkeypatch.setattr(driver, "look", lambda: Gpu("NVIDIA Test", (9, 0), "12.8", "570.86", 80 << 30))
+    assert TENSORRT.available().reason == (
+        "TensorRT here is for CUDA 13, and the driver (570.86) knows 12.8: a newer driver, or the package for CUDA 12 "
+        "(tensorrt-cu12)"
+    )
+    there.pop("tensorrt-cu13")
+    there["tensorrt-cu12"] = "11.4.0"
+    assert TENSORRT.available().ok
