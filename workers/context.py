@@ -88,12 +88,17 @@ class Context:
             folder = (self.fetched or self.scratch) / "sources" / version.ref
             with tracing.span("fetch", what=version.ref):
                 fetch_files(self.artifacts, version.folder, version.files, folder)
-            if version.is_engine and runtimes.misfit(version.format, version.built_for or {}):
-                from workers.plans import fitting
-
-                folder = fitting(version, folder, self)
-            self._sources[ref] = version, folder
+            self._sources[ref] = version, self.fitted(version, folder)
         return self._sources[ref]
+
+    def fitted(self, version: Version, folder: Path) -> Path:
+        """The folder, or for an engine that was built for another GPU one with a plan for the one that is here. Raises
+        what building that plan raises."""
+        if version.is_engine and runtimes.misfit(version.format, version.built_for or {}):
+            from workers.plans import fitting
+
+            return fitting(version, folder, self)
+        return folder
 
     def dataset(self, ref: str | None = None) -> Data:
         """A data set (the job's own unless named), memory-mapped from the scratch folder. Raises NotFound."""

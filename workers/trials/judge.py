@@ -84,7 +84,7 @@ def _fetched(key: str, ctx: Context) -> tuple[Version, Path]:
     held = kept.find(ctx.artifacts, key)
     if held is None:
         raise NotFound(f"what was kept under {key[:12]} is gone", retryable=True)
-    return kept.fetch(ctx.artifacts, held, ctx.scratch / "kept")
+    return kept.fetch(held, ctx.scratch / "kept", ctx)
 
 
 def _answers(version: Version, folder: Path, data: Data, name: str, ctx: Context) -> Answers:

@@ -16,6 +16,7 @@ from app.errors import NotFound
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
 from app.storage.registry import fetch_files, publish_version, put_files
+from workers.context import Context
 
 PREFIX = "trials"
 CANDIDATE = "candidate.json"
@@ -76,11 +77,13 @@ def keep(
     return Kept(key, version, report)
 
 
-def fetch(artifacts: Artifacts, kept: Kept, to: Path) -> tuple[Version, Path]:
-    """The version and a folder with its files, verified. Raises NotFound."""
+def fetch(kept: Kept, to: Path, ctx: Context) -> tuple[Version, Path]:
+    """The version and a folder with its files, verified; of an engine that was built for another GPU, with a plan for
+    the one that is here. Raises NotFound, and what building that plan raises."""
     if kept.version is None:
         raise NotFound(f"the trial {kept.key[:12]} made no version")
-    return kept.version, fetch_files(artifacts, kept.version.folder, kept.version.files, to / kept.key)
+    folder = fetch_files(ctx.artifacts, kept.version.folder, kept.version.files, to / kept.key)
+    return kept.version, ctx.fitted(kept.version, folder)
 
 
 def version_of(artifacts: Artifacts, key: str) -> Version:

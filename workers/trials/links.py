@@ -67,7 +67,7 @@ def walk(links: Sequence[specs.Spec], ctx: Context, *, keeping: bool = True) -> 
     for n in range(len(keys), 0, -1):
         held = kept.find(ctx.artifacts, keys[n - 1])
         if held is not None and held.version is not None:
-            version, folder = kept.fetch(ctx.artifacts, held, (ctx.fetched or ctx.scratch) / "kept")
+            version, folder = kept.fetch(held, (ctx.fetched or ctx.scratch) / "kept", ctx)
             version = version.but(name=_name(ctx), version=UNPUBLISHED + n)
             reports, done = held.report["links"], n
             ctx.log(f"{n} of {len(links)} links were computed before")

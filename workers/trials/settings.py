@@ -54,7 +54,7 @@ def run(spec: TrialSpec, ctx: Context) -> Outcome:
     held = kept.find(ctx.artifacts, asked.candidate)
     if held is None:
         raise NotFound(f"the candidate {asked.candidate[:12]} is kept no more", retryable=True)
-    version, folder = kept.fetch(ctx.artifacts, held, ctx.scratch / "kept")
+    version, folder = kept.fetch(held, ctx.scratch / "kept", ctx)
     most = int(version.details.get("max_batch") or asked.batch) if version.signature.batched else 1
     asked = within(asked, most)
     plans = plans_for(os.cpu_count() or 1, asked.batch, most, on_gpu=version.format.startswith("tensorrt"))

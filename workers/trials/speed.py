@@ -32,7 +32,7 @@ def measure(
         held = kept.find(ctx.artifacts, against)
         if held is None:
             raise NotFound(f"the baseline {against[:12]} is kept no more", retryable=True)
-        contestants["baseline"] = kept.fetch(ctx.artifacts, held, (ctx.fetched or ctx.scratch) / "kept")
+        contestants["baseline"] = kept.fetch(held, (ctx.fetched or ctx.scratch) / "kept", ctx)
     (timed,) = race(contestants, "baseline" if against else "candidate", [batch], ctx, rounds=rounds)
     ours, ratio = timed.latencies["candidate"], timed.ratios["candidate"]
     found: dict[str, Any] = {
