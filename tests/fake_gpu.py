@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import threading
 import weakref
 from collections.abc import Callable
@@ -80,12 +81,6 @@ class Cuda:
             def pop() -> None:
                 cuda.current()
                 cuda._here.depth -= 1
-
-            @staticmethod
-            def synchronize() -> None:
-                cuda.current()
-                if cuda.broken:
-                    raise CudaError("cuCtxSynchronize failed: an illegal memory access was encountered")
 
         class Device:
             def __init__(self, ordinal: int) -> None:
@@ -194,6 +189,10 @@ class FakeLibcuda:
         self.cuda.current()
         del self.cuda.pinned.blocks[address]
 
+    def is_lost(self) -> bool:
+        self.cuda.current()
+        return self.cuda.broken
+
     def capture(self, stream: int, work: Callable[[], None]) -> int:
         from app.gpu.libcuda import CaptureFailed
 
@@ -296,6 +295,7 @@ class _Engine:
         self._names = [*trt.given, *trt.made]
         self.num_io_tensors = len(self._names)
         self.num_optimization_profiles = len(trt.profiles)
+        self.num_aux_streams = 1
         self.device_memory_size_v2 = 4096
 
     def get_tensor_name(self, n: int) -> str:
@@ -327,12 +327,17 @@ class _Engine:
 
 
 class _Inspector:
+    execution_context: Any = None
+
     def __init__(self, trt: Trt) -> None:
         self._trt = trt
 
     def get_engine_information(self, form: str) -> str:
         self._trt.cuda.current()
         assert form == "json"
+        if self.execution_context is None or self.execution_context.shapes.keys() != self._trt.given.keys():
+            told = json.dumps(self._trt.layers)
+            return re.sub(r'("(?:Format/)?Datatype": )"[^"]*"', r'\1"N/A due to dynamic shapes"', told)
         return json.dumps(self._trt.layers)
 
 
@@ -341,28 +346,33 @@ class _Context:
 
     def __init__(self, trt: Trt) -> None:
         self._trt = trt
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._allocators: dict[str, Any] = {}
-        self._profile = 0
+        self.active_optimization_profile = 0
 
-    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+    def set_aux_streams(self, streams: list[int]) -> None:
+        assert all(stream in self._trt.cuda.streams for stream in streams)
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> None:
+        if self._trt.refuse:
+            self._trt.logger.log(1, self._trt.refuse)
+            raise RuntimeError("Error in set optimization profile async.")
         self._trt.told.append(("profile", profile))
-        self._profile, self._shapes = profile, {}
-        return True
+        self.active_optimization_profile, self.shapes = profile, {}
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._trt.told.append(("shape", name, shape))
-        bounds = self._trt.profiles[self._profile].get(name)
+        bounds = self._trt.profiles[self.active_optimization_profile].get(name)
         if bounds and not all(a <= n <= b for a, n, b in zip(bounds[0], shape, bounds[1], strict=True)):
             self._trt.logger.log(1, f"setInputShape: {name} is out of profile")
             return False
-        self._shapes[name] = shape
+        self.shapes[name] = shape
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        assert self._shapes.keys() == self._trt.given.keys(), "not every input has its shape"
-        found = self._trt.shapes(self._shapes)[name]
+        assert self.shapes.keys() == self._trt.given.keys(), "not every input has its shape"
+        found = self._trt.shapes(self.shapes)[name]
         return tuple(-1 for _ in self._trt.made[name][1]) if found is None else found
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -379,7 +389,7 @@ class _Context:
         if trt.refuse:
             trt.logger.log(1, trt.refuse)
             return False
-        shapes, addresses, allocators = dict(self._shapes), dict(self._addresses), dict(self._allocators)
+        shapes, addresses, allocators = dict(self.shapes), dict(self._addresses), dict(self._allocators)
 
         def array(name: str, dtype: str, shape: tuple[int, ...], address: int) -> np.ndarray:
             heap = cuda.pinned if name in trt.on_host else cuda.heap

@@ -30,13 +30,12 @@ class Device:
     def is_lost(self) -> bool:
         """Whether this process can do nothing on the GPU any more. What kernels fail with (an illegal address, a failed
         launch, an uncorrectable ECC error) stays with the context: 'the process must be terminated and relaunched', say
-        the descriptions of these codes in the CUDA driver API. Waits for what the GPU is doing."""
+        the descriptions of these codes in the CUDA driver API."""
         try:
             with self.current():
-                self.cuda.Context.synchronize()
+                return self.libcuda.is_lost()
         except self.cuda.Error:
             return True
-        return False
 
     def memory(self) -> tuple[int, int]:
         """Bytes that are free, and all that the GPU has."""

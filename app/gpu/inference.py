@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from app.errors import BadTensor, Internal
+from app.errors import BadTensor, Internal, Unavailable
 from app.gpu.device import Device
 from app.gpu.memory import Shape
 from app.gpu.messages import listener
@@ -101,9 +101,12 @@ class Plan:
         )
 
     def session(self) -> Session:
-        """Raises Unavailable where the GPU has no memory left for one, EngineLost."""
+        """Raises Unavailable where the GPU has no memory left for one, or the plan is closed; EngineLost."""
         made = Session(self)
         self._sessions.add(made)
+        if self.engine is None:  # closed meanwhile, by one who did not see it
+            made.close()
+            raise Unavailable("the engine is closed")
         return made
 
     def forget(self, session: Session) -> None:
@@ -113,11 +116,12 @@ class Plan:
     def device_bytes(self) -> int:
         """What is held on the GPU, as far as that is told: the plan, which is mostly weights, and each session's
         activations, inputs and outputs."""
-        if self.engine is None:
+        engine = self.engine
+        if engine is None:
             return 0
-        found = getattr(self.engine, "device_memory_size_v2", None)
-        activations = int(self.engine.device_memory_size if found is None else found)
-        return self._bytes + sum(activations + session.device_bytes for session in self._sessions)
+        found = getattr(engine, "device_memory_size_v2", None)
+        activations = int(engine.device_memory_size if found is None else found)
+        return self._bytes + sum(activations + session.device_bytes for session in list(self._sessions))
 
     def close(self) -> None:
         """Gives back all memory, but for what a run that is on its way still uses: that goes when the run ends. Not

@@ -10,6 +10,8 @@ import ctypes
 from collections.abc import Callable
 
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+_CAPTURING = range(900, 910)  # CUDA_ERROR_STREAM_CAPTURE_*: about a recording, not about the GPU
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile does not spoil it
 
 
@@ -43,6 +45,17 @@ class Libcuda:
     def unlock(self, address: int) -> None:
         """The memory goes on as the host's alone."""
         self._cuda.cuMemHostUnregister(ctypes.c_void_p(address))
+
+    def is_lost(self) -> bool:
+        """Whether not even an empty stream can be waited for in this context. Asked of a stream of its own: to wait for
+        the whole context spoils what other threads are recording ('Prohibited and Unhandled Operations' in the CUDA
+        programming guide), and fails while they are."""
+        stream = ctypes.c_void_p()
+        code: int = self._cuda.cuStreamCreate(ctypes.byref(stream), _NON_BLOCKING)
+        if not code:
+            code = self._cuda.cuStreamSynchronize(stream)
+            self._cuda.cuStreamDestroy_v2(stream)
+        return code not in (0, _OUT_OF_MEMORY) and code not in _CAPTURING
 
     def capture(self, stream: int, work: Callable[[], None]) -> int:
         """A CUDA graph: what `work` asks of the stream, recorded and not run, to be launched as one. Returns a handle.

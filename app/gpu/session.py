@@ -21,6 +21,7 @@ _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the legacy default stream, which ot
 _SPIN_MS = 0.5  # a run that is longer is waited for asleep: 20 µs of waking up are nothing beside it
 _GRAPHS_MOST = 128
 _MET_MOST = 4096
+_REFUSALS_MOST = 3  # recordings that fail before none is tried any more: what spoils one may pass
 
 
 class Session:
@@ -40,10 +41,13 @@ class Session:
         self._met: set[Key] = set()
         self.uncapturable: str | None = None  # why no run of this session becomes a CUDA graph
         self.times: Times | None = None
+        self._refusals = 0
         self._slow = False
         self._context: Any = None
         self._stream: Any = None
+        self._aside: list[Any] = []  # streams on which TensorRT runs layers beside one another
         self._events: list[Any] = []
+        self._asleep: Any = None
         self._allocators: dict[str, Any] = {}
         try:
             with self._guarded():
@@ -54,11 +58,19 @@ class Session:
             raise
 
     def _open(self) -> None:
-        plan = self._plan
-        self._context = plan.engine.create_execution_context()
+        plan, engine = self._plan, self._plan.engine
+        if engine is None:
+            raise Unavailable("the engine is closed")
+        self._context = engine.create_execution_context()
         if self._context is None:
             raise _failed(f"no execution context could be made: {plan.messages.said()}")
         self._stream = self._cuda.Stream(_NON_BLOCKING)
+        if self._context.active_optimization_profile != 0:  # of TensorRT 8, any but the first has none yet
+            self._choose(0)
+        # Those that TensorRT makes itself may be of the kind that the legacy stream holds up: no recording survives it.
+        self._aside = [self._cuda.Stream(_NON_BLOCKING) for _ in range(getattr(engine, "num_aux_streams", 0))]
+        if self._aside:
+            self._context.set_aux_streams([stream.handle for stream in self._aside])
         self._events = [self._cuda.Event() for _ in range(4)]
         self._asleep = self._cuda.Event(self._cuda.event_flags.BLOCKING_SYNC)
         self._allocate_outputs()
@@ -75,9 +87,7 @@ class Session:
             profile = self._plan.profile_for(shapes)
             with self._guarded():
                 if profile != self._profile:
-                    if not self._context.set_optimization_profile_async(profile, self._stream.handle):
-                        raise _failed(f"the profile cannot be set: {self._plan.messages.said()}")
-                    self._profile, self._shapes = profile, {}
+                    self._choose(profile)
                 room = {
                     port.name: self._memory(port).array(tuple(shapes[port.name]), port.dtype)
                     for port in self._plan.inputs
@@ -98,7 +108,7 @@ class Session:
     @property
     def device_bytes(self) -> int:
         """Of its inputs and outputs."""
-        return sum(memory.nbytes for memory in self._memories.values())
+        return sum(memory.nbytes for memory in list(self._memories.values()))
 
     def _run(self) -> dict[str, Array]:
         stream, shapes = self._stream, dict(zip((p.name for p in self._plan.inputs), self._key, strict=True))
@@ -129,6 +139,13 @@ class Session:
             self._asleep.record(self._stream)
             self._asleep.synchronize()
         ended.synchronize()
+
+    def _choose(self, profile: int) -> None:
+        try:  # it raises where other calls answer False
+            self._context.set_optimization_profile_async(profile, self._stream.handle)
+        except RuntimeError as error:
+            raise _failed(f"the profile cannot be set: {self._plan.messages.said() or _text(error)}") from error
+        self._profile, self._shapes = profile, {}
 
     def _give(self, shapes: Mapping[str, Shape]) -> None:
         """Shapes and addresses of inputs; what the context knows already is not told again."""
@@ -175,11 +192,18 @@ class Session:
             self._met.add(key)
         if not wanted or len(self._graphs) >= _GRAPHS_MOST:
             return
+        # TensorRT for RTX alone can tell beforehand.
+        told = getattr(self._context, "is_stream_capturable", None)
+        if told is not None and not told(self._stream.handle):
+            self.uncapturable = "TensorRT says that it cannot be recorded"
+            return
         try:
             self._graphs[key] = self._device.libcuda.capture(self._stream.handle, self._enqueue)
         except CaptureFailed as error:
             self._plan.messages.said()
-            self.uncapturable = f"recording failed: {error}"
+            self._refusals += 1
+            if self._refusals >= _REFUSALS_MOST:
+                self.uncapturable = f"recording failed: {error}"
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._stream.handle):
@@ -214,14 +238,13 @@ class Session:
 
     @contextmanager
     def _used(self) -> Iterator[None]:
-        with self._turn:
-            if self._closed:
-                raise Unavailable("the engine is closed")
-            try:
-                yield
-            finally:
+        try:
+            with self._turn:
                 if self._closed:
-                    self._free()
+                    raise Unavailable("the engine is closed")
+                yield
+        finally:
+            self._free_if_closed()
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -243,7 +266,11 @@ class Session:
     def close(self) -> None:
         """Twice is no harm. A run that is on its way ends first: it gives the memory back itself."""
         self._closed = True
-        if self._turn.acquire(blocking=False):
+        self._free_if_closed()
+
+    def _free_if_closed(self) -> None:
+        """Asked by `close` and after every run: whoever of them comes last finds it closed, and its turn free."""
+        if self._closed and self._turn.acquire(blocking=False):
             try:
                 self._free()
             finally:
@@ -261,8 +288,9 @@ class Session:
                 for asked in self._allocators.values():
                     asked.free()
                 self._memories.clear()
-                self._context = self._stream = None
+                self._context = self._stream = self._asleep = None
                 self._events.clear()
+                self._aside.clear()
         except Problem:  # a GPU that failed: its memory is gone with its context
             self._context = None
 

@@ -136,6 +136,48 @@ def test_a_network_that_cannot_be_recorded_runs_call_by_call_and_says_why() -> N
     assert not session.times.graph
 
 
+def test_what_spoils_one_recording_may_pass() -> None:
+    plan, graphs = opened(doubled(Cuda()), refuses=True)
+    session = plan.session()
+    ask(session, x=rows(2))
+    graphs.refuses = False
+    ask(session, x=rows(2))
+    assert session.uncapturable is None
+    ask(session, x=rows(2))
+    assert graphs.launched == 1
+
+
+def test_tensorrt_may_say_beforehand_that_nothing_can_be_recorded() -> None:
+    plan, graphs = opened(doubled(Cuda()))
+    session = plan.session()
+    session._context.is_stream_capturable = lambda stream: False
+    ask(session, x=rows(2))
+    assert graphs.captured == 0
+    assert session.uncapturable == "TensorRT says that it cannot be recorded"
+
+
+def test_a_profile_that_is_refused_comes_with_tensorrts_words() -> None:
+    trt = doubled(Cuda(), profiles=[{"x": ((1, 3), (4, 3))}, {"x": ((5, 3), (16, 3))}])
+    plan, _ = opened(trt)
+    session = plan.session()
+    trt.refuse = "setOptimizationProfileAsync: Error Code 3: API Usage Error"
+    with pytest.raises(Internal, match=r"profile cannot be set: .*API Usage Error"):
+        ask(session, x=rows(8))
+    trt.refuse = ""
+    x = rows(8)
+    np.testing.assert_array_equal(ask(session, x=x)["y"], x * 2)
+
+
+def test_a_closed_plan_has_no_sessions() -> None:
+    cuda = Cuda()
+    trt = doubled(cuda)
+    plan, _ = opened(trt)
+    plan.close()
+    with pytest.raises(Unavailable, match="closed"):
+        plan.session()
+    assert not trt.contexts
+
+
 def test_shapes_that_no_profile_takes_are_the_callers() -> None:
     plan, _ = opened(doubled(Cuda()))
     session = plan.session()
@@ -304,6 +346,37 @@ def test_closing_waits_for_nobody_and_takes_no_memory_from_under_a_run() -> None
     assert empty(cuda)
     with pytest.raises(Unavailable):
         ask(session, x=rows(1))
+
+
+def test_whoever_comes_last_frees() -> None:
+    """`close` that finds a run on its way, in the moment in which that run has looked for it already."""
+    cuda = Cuda()
+    trt = doubled(cuda)
+    plan, _ = opened(trt)
+    session = plan.session()
+
+    class Turn:
+        """A lock of which somebody asks just before the run lets go."""
+
+        def __init__(self) -> None:
+            self.lock, self.told = threading.Lock(), False
+            self.acquire, self.release = self.lock.acquire, self.lock.release
+
+        def __enter__(self) -> None:
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            if not self.told:
+                self.told = True
+                plan.close()
+            self.lock.release()
+
+    ask(session, x=rows(2))
+    session._turn = Turn()  # type: ignore[assignment]
+    session.run()
+    assert empty(cuda)
+    assert not trt.contexts
+    assert plan.device_bytes == 0
 
 
 def test_it_needs_numpy_and_the_errors_alone() -> None:

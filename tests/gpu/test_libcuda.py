@@ -65,6 +65,24 @@ def test_work_that_fails_ends_the_recording() -> None:
     assert recorder.calls == ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphDestroy"]
 
 
+@pytest.mark.parametrize(
+    ("codes", "lost"),
+    [
+        ({}, False),
+        ({"cuStreamCreate": 2}, False),
+        ({"cuStreamSynchronize": 906}, False),
+        ({"cuStreamCreate": 700}, True),
+        ({"cuStreamSynchronize": 719}, True),
+    ],
+    ids=str,
+)
+def test_whether_a_gpu_is_lost_is_asked_of_an_empty_stream(codes: dict[str, int], lost: bool) -> None:
+    recorder = Recorder(**codes)
+    assert Libcuda(recorder).is_lost() is lost  # type: ignore[arg-type]
+    asked = ["cuStreamCreate", "cuStreamSynchronize", "cuStreamDestroy_v2"]
+    assert recorder.calls == (asked[:1] if "cuStreamCreate" in codes else asked)
+
+
 def test_memory_is_locked_and_errors_have_their_code() -> None:
     recorder = Recorder(cuGraphLaunch=700)
     cuda = Libcuda(recorder)  # type: ignore[arg-type]

@@ -45,6 +45,9 @@ def build(trt: Any, source: Path, options: BuildOptions, progress: Progress) -> 
             _add_profile(builder, config, bounds, messages)
         cache = _timing_cache(config, options.timing_cache)
         blob = builder.build_serialized_network(network, config)
+        if blob is None and monitor.raised is None and _let_allocate(trt, config):
+            messages.said()
+            blob = builder.build_serialized_network(network, config)
         if monitor.raised is not None:
             raise monitor.raised
         if blob is None:
@@ -97,13 +100,30 @@ def _config(trt: Any, builder: Any, options: BuildOptions) -> Any:
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if options.refit:
         config.set_flag(trt.BuilderFlag.REFIT)
+    if (alone := _user_allocation(trt)) is not None:
+        config.set_flag(alone)
     return config
+
+
+def _user_allocation(trt: Any) -> Any:
+    """TensorRT for RTX records a run as a CUDA graph only where the run allocates nothing, and promises that of a plan
+    on demand. Other TensorRTs have no such flag: None."""
+    return getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+
+
+def _let_allocate(trt: Any, config: Any) -> bool:
+    """Networks whose shapes depend on values cannot promise it. Whether there was something to take back."""
+    alone = _user_allocation(trt)
+    if alone is None:
+        return False
+    config.clear_flag(alone)
+    return True
 
 
 def _add_profile(builder: Any, config: Any, bounds: Mapping[str, Bounds], messages: Any) -> None:
     profile = builder.create_optimization_profile()
     for name, of in bounds.items():
-        profile.set_shape(name, of.smallest, of.best, of.largest)  # raises ValueError for what contradicts itself
+        profile.set_shape(name, of.smallest, of.best, of.largest)  # what contradicts itself raises
     if config.add_optimization_profile(profile) < 0:
         raise Internal(f"TensorRT refuses the sizes {dict(bounds)}: {messages.said()}", code="bad_profile")
 

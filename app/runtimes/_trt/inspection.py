@@ -27,13 +27,9 @@ def inspect(trt: Any, device: Device, blob: bytes, graph: Path) -> Inspected:
     """graph: what the plan was built from. Raises Internal for a plan that does not load."""
     plan = Plan(trt, device, blob)
     try:
-        with device.current():
-            inspector = plan.engine.create_engine_inspector()
-            text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-            del inspector
-        found = layers(text, _operators(graph))
+        shapes = usual_shapes(plan)
+        found = layers(_told(trt, device, plan, shapes), _operators(graph))
         try:
-            shapes = usual_shapes(plan)
             times = layer_times(plan, shapes)
         except Exception as error:  # a plan is not worse for it
             told = " ".join(str(error).split())[:300] or type(error).__name__
@@ -41,6 +37,19 @@ def inspect(trt: Any, device: Device, blob: bytes, graph: Path) -> Inspected:
         return Inspected(timed(found, times), shapes if times else {})
     finally:
         plan.close()
+
+
+def _told(trt: Any, device: Device, plan: Plan, shapes: Mapping[str, Shape]) -> str:
+    """What the inspector says, for inputs of these shapes: without any, all that depends on sizes left open, the types
+    of tensors too, is 'N/A due to dynamic shapes' (IEngineInspector::setExecutionContext)."""
+    with device.current():
+        inspector, context = plan.engine.create_engine_inspector(), plan.engine.create_execution_context()
+        try:
+            if context is not None and all(context.set_input_shape(name, shape) for name, shape in shapes.items()):
+                inspector.execution_context = context
+            return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        finally:
+            del inspector, context
 
 
 def _operators(graph: Path) -> dict[str, str]:

@@ -57,7 +57,8 @@ def timed(found: Iterable[Layer], ms: Mapping[str, float]) -> list[Layer]:
 def executed(told: Iterable[Mapping[str, Any]]) -> dict[str, str] | None:
     """Name of every convolution and matrix product of the graph → the precision it is computed in. None where that is
     not told. told: layers, as JSON has them."""
-    return {name: layer["precision"] for layer in told for name in layer.get("products", ())} or None
+    known = [layer for layer in told if layer["precision"] != "?"]
+    return {name: layer["precision"] for layer in known for name in layer.get("products", ())} or None
 
 
 def _with_products(found: list[Layer], nodes: list[list[str]], operators: Mapping[str, str]) -> list[Layer]:
@@ -90,6 +91,8 @@ def _layer(entry: Any) -> Layer:
     if not isinstance(entry, dict):
         return Layer(str(entry), "?", "?")
     types = [_type(tensor) for tensor in entry.get("Inputs", ()) or entry.get("Outputs", ())]
+    if isinstance(weights := entry.get("Weights"), dict):
+        types.append(_type({"Datatype": weights.get("Type")}))
     kinds = [kind for kind in types if kind not in ("?", "bool", "int32", "int64")] or types or ["?"]
     tactic = entry.get("TacticName") or entry.get("TacticValue")
     return Layer(

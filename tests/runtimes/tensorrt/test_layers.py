@@ -62,3 +62,15 @@ def test_which_layer_computes_which_product_of_the_graph() -> None:
     assert executed(written) == {"conv_1": "int8", "fc": "fp16", "head": "int8"}
     assert executed([]) is None
     assert [layer.ms for layer in timed(found, {"fc_myl0_3": 0.25})] == [None, None, None, 0.25, None]
+
+
+def test_types_that_dynamic_shapes_leave_open_are_those_of_the_weights_or_nobodys() -> None:
+    open_ = {"Format/Datatype": "N/A due to dynamic shapes"}
+    told = [
+        {"Name": "a", "LayerType": "CaskConvolution", "Inputs": [open_], "Weights": {"Type": "Int8", "Count": 9}},
+        {"Name": "b", "LayerType": "CaskConvolution", "Inputs": [open_]},
+    ]
+    found = layers(json.dumps({"Layers": told}), {"a": "Conv", "b": "Conv"})
+    assert [layer.precision for layer in found] == ["int8", "?"]
+    assert executed(layer.told() for layer in found) == {"a": "int8"}
+    assert executed(layer.told() for layer in found[1:]) is None
