@@ -78,6 +78,10 @@ def _rewritten(model: Any, precision: str, samples: Sequence[Arrays]) -> tuple[A
 
     brain = precision == "bf16"
     try:
+        if model.functions:
+            import onnx.inliner
+
+            model = onnx.inliner.inline_local_functions(model)
         if precision == "int8":
             model = _raised(model, samples)
         lift_constants(model)

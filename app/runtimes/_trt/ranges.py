@@ -15,8 +15,10 @@ FP16_MAX = 65504.0
 # Rows that nobody has seen may be larger than those that were tried.
 _HEADROOM = 4.0
 _QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
+_LEAST_NORMAL = 2.0**-14  # below it fp16 loses digits, until none is left at 2**-25
 _LEAST_SCALE = 2.0**-24  # fp16's smallest number: no scale may become 0, as what is up to half of it does
 _TAKES_EPSILON = ("Add", "Max", "Clip")
+_SCALES = ("Mul", "Div", "MatMul", "Gemm", "Conv", "ConvTranspose")  # by their first two inputs
 _ON_THE_WAY = ("Sqrt", "Reciprocal", "Pow")
 _APART = 2.0**-9  # by how much of the largest a scale may change; a step of int8 is 2**-7
 
@@ -33,12 +35,32 @@ def beyond(model: Any, samples: Sequence[Arrays]) -> dict[str, str]:
     for name, most in _activations(model, samples).items():
         if not most <= FP16_MAX / _HEADROOM:
             large[name] = f"{name} reaches {most:.3g}"
+        elif 0 < most < _LEAST_NORMAL:
+            large[name] = f"{name} reaches {most:.3g} alone, of which fp16 has few digits"
     found: dict[str, str] = {}
     for node in model.graph.node:
         for name in (*node.input, *node.output):
             if name in large:
                 found.setdefault(node.name, large[name])
-    return found | _vanishing(model)
+    return _faint(model) | found | _vanishing(model)
+
+
+def _faint(model: Any) -> dict[str, str]:
+    """Nodes that scale by weights so small that fp16 has few digits of them, or none."""
+    import onnx
+
+    small = {
+        t.name: f"its weight {t.name} reaches {most:.3g} alone, of which fp16 has few digits"
+        for t in model.graph.initializer
+        if t.data_type == onnx.TensorProto.FLOAT and 0 < (most := peak(onnx.numpy_helper.to_array(t))) < _LEAST_NORMAL
+    }
+    return {
+        node.name: small[name]
+        for node in model.graph.node
+        if node.op_type in _SCALES
+        for name in node.input[:2]
+        if name in small
+    }
 
 
 def _vanishing(model: Any) -> dict[str, str]:

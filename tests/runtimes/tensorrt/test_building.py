@@ -183,6 +183,39 @@ def test_a_weight_too_large_for_fp16_stays(tmp_path: Path) -> None:
     assert "its weight w reaches 1e+05" in (tmp_path / "engine" / "build.json").read_text()
 
 
+def test_what_fp16_has_few_digits_of_stays_in_fp32(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="faint"),
+        helper.make_node("Mul", ["h", "scale"], ["g"], name="raising"),
+        helper.make_node("Relu", ["g"], ["y"], name="last"),
+    ]
+    rng = np.random.default_rng(0)
+    constants = {"w": rng.random((6, 4)).astype(np.float32) * 1e-7, "scale": np.array([1e6], np.float32)}
+    path = graph(tmp_path, nodes, [("x", F, ["N", 6])], [("y", F, ["N", 4])], constants)
+    x = rng.random((8, 6)).astype(np.float32)
+    build(path, tmp_path / "engine", precision="fp16", samples=[{"x": x}])
+    about = json.loads((tmp_path / "engine" / "build.json").read_text())
+    assert set(about["kept_fp32"]) == {"faint", "raising"}
+    assert "few digits" in about["kept_fp32"]["faint"]
+    found = reference(onnx.load(tmp_path / "engine" / "model.onnx"), {"x": x})
+    np.testing.assert_allclose(found, x @ constants["w"] * constants["scale"], rtol=1e-2)
+
+
+def test_functions_of_the_file_are_written_in_half_precision_too(tmp_path: Path) -> None:
+    twice = helper.make_function(
+        "own", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 17)]
+    )
+    nodes = [helper.make_node("Twice", ["x"], ["y"], domain="own")]
+    path = graph(tmp_path, nodes, [("x", F, ["N", 2])], [("y", F, ["N", 2])], {})
+    model = onnx.load(path)
+    model.functions.append(twice)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    onnx.save(model, path)
+    build(path, tmp_path / "engine", precision="fp16")
+    assert json.loads((tmp_path / "engine" / "build.json").read_text())["kept_fp32"] == {}
+    assert not onnx.load(tmp_path / "engine" / "model.onnx").functions
+
+
 def test_an_exception_of_progress_ends_the_build(source: Sources, tmp_path: Path) -> None:
     class Ended(Exception):
         pass
