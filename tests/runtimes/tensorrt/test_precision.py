@@ -113,7 +113,7 @@ CASES: dict[str, tuple[Any, np.ndarray, set[str]]] = {
             ],
             {"w": EYE * 3e4, "s": SMALL},
         ),
-        ONES, {"a", "b"},
+        ONES, {"a", "b", "d"},
     ),
     "a Cast of its own": (
         graph(
