@@ -148,11 +148,11 @@ CASES: dict[str, tuple[Any, np.ndarray, set[str]]] = {
                 node("Constant", [], ["big"], value=numpy_helper.from_array(np.float32(1e5), "v")),
                 node("Constant", [], ["small"], value=numpy_helper.from_array(np.float32(0.5), "v")),
                 node("Div", ["x", "big"], ["h"], name="div"), node("Mul", ["x", "small"], ["i"]),
-                node("Add", ["h", "i"], ["y"]),
+                node("Add", ["h", "i"], ["y"], name="add"),
             ],
             {},
         ),
-        ROWS, {"div"},
+        ROWS, {"div", "add"},
     ),
     "an input that ONNX has in fp32 alone": (
         graph(
