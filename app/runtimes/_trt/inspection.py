@@ -45,6 +45,8 @@ def _told(trt: Any, device: Device, plan: Plan, shapes: Mapping[str, Shape]) -> 
     with device.current():
         inspector, context = plan.engine.create_engine_inspector(), plan.engine.create_execution_context()
         try:
+            if inspector is None:
+                return ""
             if context is not None and all(context.set_input_shape(name, shape) for name, shape in shapes.items()):
                 inspector.execution_context = context
             return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
