@@ -1,4 +1,4 @@
-"""`python -m app`: serve (everything), http (the app alone), engines (for several of them), reindex."""
+"""`python -m app`: serve (everything), http (the app alone), engines (for several of them), reindex, keys."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from app import keys_command
 from app.errors import Problem
 from app.settings import Settings
 
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("engines", help="run the process of the engines, for fronts started with the same settings")
     reindex = commands.add_parser("reindex", help="rebuild the index in Redis from the artifact store")
     reindex.add_argument("--data", type=Path)
+    keys_command.add_to(commands)
     given = parser.parse_args(arguments)
     chosen: dict[str, Any] = {k: v for k in ("host", "port", "data") if (v := getattr(given, k, None)) is not None}
     try:
@@ -47,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _http(settings, given.fd)
         if given.command == "engines":
             return _engines(settings)
+        if given.command == "keys":
+            return keys_command.run(settings, given)
         return _reindex(settings)
     except Problem as problem:
         return _refuse(problem.detail, problem.hint)

@@ -28,6 +28,7 @@ from app.api import (
 )
 from app.api.examples import ANY_PROBLEM
 from app.api.hot import Hot
+from app.api.keyring import Keyring, watched
 from app.observe import Requests, exposition
 from app.parts import looked_after, opened
 from app.report.press import Press
@@ -35,6 +36,7 @@ from app.serving.apart.front import FrontFleet
 from app.serving.fleet import Fleet
 from app.serving.served import Served
 from app.settings import Settings
+from app.storage.keys import check_exposure
 
 # kinds before /v1/jobs/{id}: the router looks at one after the other.
 ROUTERS = (predict, models, recipes, datasets, kinds, jobs, events, report, deployments, oip_routes, health)
@@ -53,8 +55,8 @@ class App(FastAPI):
 
 def create_app(settings: Settings) -> FastAPI:
     """Raises Conflict for settings that would let strangers in, Unprocessable for keys that make no sense."""
-    keys = auth.parse_keys(settings.api_keys)
-    auth.check_exposure(settings, keys)
+    keyring = Keyring(settings)
+    check_exposure(settings)
     tracing.check(settings)
     app = App(
         title="Enginesmith",
@@ -65,12 +67,13 @@ def create_app(settings: Settings) -> FastAPI:
         responses=ANY_PROBLEM,
     )
     app.state.settings = settings
-    app.hot = Hot(app.state, settings, keys, predict=(predict.answer, predict.check), infer=(oip.infer, oip.check))
+    app.state.keyring = keyring
+    app.hot = Hot(app.state, settings, keyring, predict=(predict.answer, predict.check), infer=(oip.infer, oip.check))
     for module in ROUTERS:
         app.include_router(module.router)
     problems.install(app)
     # Added last is met first.
-    app.add_middleware(auth.Keys, keys=keys)
+    app.add_middleware(auth.Keys, keyring=keyring)
     app.add_middleware(limits.Limits, settings=settings)
     app.add_middleware(problems.LastResort)
     app.add_middleware(Requests)
@@ -85,6 +88,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.artifacts, app.state.catalog, app.state.queue = parts.artifacts, parts.catalog, parts.queue
         app.state.press = Press(settings)
         others.push_async_callback(app.state.press.close)
+        await others.enter_async_context(watched(app.state.keyring, parts.artifacts, parts.catalog.redis))
         fleet: Served
         if settings.engines_socket is None:
             await others.enter_async_context(looked_after(parts))

@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     engines_socket: Path | None = None
     # "KEY" (all scopes) or "KEY=predict+write", several with commas. None: loopback only, and everything is allowed.
     api_keys: str | None = None
+    # A file with one key a line, hashed: "sha256:DIGEST=predict". Read again when it changes.
+    api_keys_file: Path | None = None
 
     # The largest checkpoint or data set taken, in bytes.
     max_upload_bytes: int = 16 * 1024 * MiB

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import shutil
 import signal
@@ -18,6 +17,7 @@ from app.errors import Conflict, Internal
 from app.processes import Child
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
+from app.storage.keys import check_exposure
 
 log = logging.getLogger("enginesmith.serve")
 LIVE_S = 60.0
@@ -97,23 +97,6 @@ def serve(settings: Settings, workers: int, http_processes: int = 1) -> int:
     return 0
 
 
-def loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
-
-
-def check_host(settings: Settings) -> None:
-    """Raises Conflict for an address that others can reach while no key is configured."""
-    if not settings.api_keys and not loopback(settings.host):
-        raise Conflict(
-            f"no API key is configured, so the service answers on a loopback address only, not on {settings.host}",
-            code="no_keys",
-            hint="set ENGINESMITH_API_KEYS, or use --host 127.0.0.1",
-        )
-
-
 def _check_store_url(settings: Settings) -> None:
     """Raises Conflict for an artifact store that cannot be."""
     if settings.store_url:
@@ -142,7 +125,7 @@ def _listen(settings: Settings, count: int) -> list[socket.socket]:
     """A listening socket per process of HTTP: the kernel then deals connections out evenly, where one socket shared by
     all would have whoever wakes first take everything that waits. Kept open here, so that a front that is started
     again finds its own, with the connections that came meanwhile."""
-    check_host(settings)
+    check_exposure(settings)
     listeners: list[socket.socket] = []
     port = settings.port
     try:

@@ -1,75 +1,21 @@
-"""Who may do what: keys with scopes, compared in constant time. Without a key the service answers on loopback only."""
+"""Who may do what: every request is asked for its key before a byte of its body is read, and whatever changes something
+leaves a line in the log."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import ipaddress
-from dataclasses import dataclass
+import logging
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.keyring import Keyring
 from app.api.problems import answer
-from app.errors import Conflict, Forbidden, Unauthorized, Unprocessable
-from app.settings import Settings
+from app.domain.keys import Key
+from app.errors import Problem
 
-SCOPES = frozenset({"predict", "write", "admin"})
 OPEN = ("/healthz", "/docs", "/redoc", "/openapi.json")
-_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="enginesmith"'}
-
-
-@dataclass(frozen=True)
-class Key:
-    """A key as its digest, and what it may do. `admin` may do everything."""
-
-    digest: bytes
-    scopes: frozenset[str]
-
-    def may(self, scope: str) -> bool:
-        return scope == "any" or scope in self.scopes or "admin" in self.scopes
-
-
-def parse_keys(text: str | None) -> tuple[Key, ...]:
-    """ "KEY" (all scopes) or "KEY=predict+write", several with commas. Raises Unprocessable for an unknown scope."""
-    found = []
-    for part in filter(None, (p.strip() for p in (text or "").split(","))):
-        key, equals, scopes = part.rpartition("=")
-        if not equals or not scopes:  # a key that ends in "=", as base64 does, has no scopes behind it
-            key, scopes = part, "admin+predict+write"
-        if key in SCOPES:  # "KEY=predict,write" would make a key of the word "write", with every scope
-            raise Unprocessable(
-                f"ENGINESMITH_API_KEYS has the key {key!r}, which is the name of a scope",
-                code="bad_keys",
-                hint="commas part keys, and plus signs scopes: KEY=predict+write",
-            )
-        named = frozenset(scopes.split("+"))
-        if unknown := named - SCOPES:
-            raise Unprocessable(
-                f"ENGINESMITH_API_KEYS names unknown scopes: {sorted(unknown)}",
-                code="bad_keys",
-                hint=f"scopes are {', '.join(sorted(SCOPES))}: KEY=predict+write",
-            )
-        found.append(Key(_digest(key), named))
-    return tuple(found)
-
-
-def check_exposure(settings: Settings, keys: tuple[Key, ...]) -> None:
-    """Raises Conflict when strangers could reach a service that asks for no key."""
-    if not keys and not _is_loopback(settings.host):
-        raise Conflict(
-            f"no API key is configured, so the service answers on a loopback address only, not on {settings.host}",
-            code="no_keys",
-            hint="set ENGINESMITH_API_KEYS, or use --host 127.0.0.1",
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+CALLER = "enginesmith.key"  # in the scope of a request: the key that it came with
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+audit = logging.getLogger("enginesmith.audit")
 
 
 def needed(method: str, path: str) -> str | None:
@@ -78,45 +24,54 @@ def needed(method: str, path: str) -> str | None:
         return None
     if path.startswith(("/predict/", "/v2/")):
         return "predict" if method == "POST" else "any"
-    if path.startswith("/v1/") and method not in ("GET", "HEAD"):
+    if path.startswith("/v1/") and method not in _READING:
         return "write"
     return "any"
 
 
-class Keys:
-    """ASGI: refuses requests without a key that may, before a byte of their body is read."""
+def caller(scope: Scope) -> Key | None:
+    """The key that a request came with; None where none is asked for."""
+    found: Key | None = scope.get(CALLER)
+    return found
 
-    def __init__(self, app: ASGIApp, keys: tuple[Key, ...]) -> None:
+
+class Keys:
+    """ASGI: refuses requests without a key that may; writes down who changed what, and who tried."""
+
+    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
         self.app = app
-        self.keys = keys
+        self.keyring = keyring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.keys:
-            wanted = needed(scope["method"], scope["path"])
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        if scope["method"] not in _READING and scope["path"].startswith("/v1/"):
+            return await self._audited(scope, receive, send)
+        return await self._admitted(scope, receive, send)
+
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wanted = needed(scope["method"], scope["path"])
+        if wanted is not None:
             given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
-            if wanted is not None and (problem := refusal(self.keys, wanted, given)) is not None:
+            try:
+                scope[CALLER] = self.keyring.admit(wanted, given)
+            except Problem as problem:
                 return await answer(problem, scope["path"])(scope, receive, send)
         return await self.app(scope, receive, send)
 
+    async def _audited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status = 499  # the client went away before there was an answer
 
-def refusal(keys: tuple[Key, ...], wanted: str, authorization: bytes) -> Unauthorized | Forbidden | None:
-    """Why a request with this header Authorization must not have what the scope `wanted` is for, if so."""
-    kind, _, token = authorization.decode("latin-1").partition(" ")
-    if kind.lower() != "bearer" or not token.strip():
-        return Unauthorized(
-            "this needs a key", hint="send it as Authorization: Bearer KEY", headers=_CHALLENGE, code="no_key"
-        )
-    digest = _digest(token.strip())
-    # Every key is compared, so that the time taken tells nothing about which one was nearly right.
-    held = [key for key in keys if hmac.compare_digest(key.digest, digest)]
-    if not held:
-        return Unauthorized("this key is not known here", headers=_CHALLENGE, code="unknown_key")
-    if not any(key.may(wanted) for key in held):
-        return Forbidden(
-            f"this key lacks the scope {wanted!r}", hint="use another key, or have this one's scopes widened"
-        )
-    return None
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
 
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+        try:
+            await self._admitted(scope, receive, watched)
+        finally:
+            key, client = caller(scope), scope.get("client")
+            about = {"method": scope["method"], "path": scope["path"], "status": status}
+            who = {"key": key.owner if key else None, "key_name": key.name if key else None}
+            audit.info("%(method)s %(path)s: %(status)d", about, extra=about | who | {"client": client and client[0]})

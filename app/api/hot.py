@@ -19,8 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 from app import tracing
 from app.api import limits, problems
-from app.api.auth import Key, refusal
 from app.api.flights import Flight, Flights, Gone
+from app.api.keyring import Keyring
 from app.errors import Problem
 from app.observe import IN_FLIGHT, answered, decent_id, request_id
 from app.serving.waiting import Stages
@@ -105,14 +105,14 @@ class Hot:
         self,
         state: Any,
         settings: Settings,
-        keys: tuple[Key, ...],
+        keyring: Keyring,
         *,
         predict: tuple[Answer, Check | None],
         infer: tuple[Answer, Check | None] | None = None,
     ) -> None:
         self._state = state
         self._settings = settings
-        self._keys = keys
+        self._keyring = keyring
         self._predict = predict
         self._infer = infer
         self._most = settings.max_predict_bytes
@@ -182,8 +182,8 @@ class Hot:
         try:
             try:
                 headers = ask.headers
-                if self._keys and (problem := refusal(self._keys, "predict", headers.get(b"authorization", b""))):
-                    raise problem
+                if self._keyring.asks:
+                    self._keyring.admit("predict", headers.get(b"authorization", b""))
                 declared = headers.get(b"content-length")
                 if declared is not None and declared.isdigit() and int(declared) > self._most:
                     raise limits.too_large(self._most, limits.PREDICT)

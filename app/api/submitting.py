@@ -14,11 +14,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import tracing
+from app.api.auth import caller
 from app.api.body import Json
 from app.api.told import job_json
 from app.api.waiting import applied, ended_or, idempotency_key, preferred_wait, same_as_before
+from app.domain.keys import Key
 from app.domain.records import Job
-from app.errors import Unavailable
+from app.errors import Overloaded, Unavailable
 from app.queue import Queue
 from app.storage.catalog import Catalog
 
@@ -42,13 +44,18 @@ async def submit_once(
     Raises Conflict for a key that came with another request, and whatever `make` raises.
     """
     id = new_job_id()
+    holder = caller(request.scope)
     key = idempotency_key(request)
     if key is not None:
         before = await same_as_before(catalog, key, mark, id)
         if before is not None:
             return before, False
     try:
+        if holder is not None:
+            await asyncio.to_thread(_check_jobs, catalog, holder)
         made = await make(id)
+        if holder is not None:
+            made = made.but(key=holder.owner)
         if tracing.on:
             made = made.but(traceparent=tracing.traceparent())
         job = await asyncio.to_thread(catalog.add, made)
@@ -61,6 +68,18 @@ async def submit_once(
     except Unavailable:  # the job exists: the reaper enqueues it when Redis is back
         log.warning("job %s could not be enqueued yet", job.id)
     return job, True
+
+
+def _check_jobs(catalog: Catalog, key: Key) -> None:
+    """Raises Overloaded for a key that has as many jobs as it may."""
+    most = key.limits.jobs
+    if most is not None and (held := catalog.open_of(key.owner)) >= most:
+        raise Overloaded(
+            f"this key has {held} jobs that have not ended, and may have {most}",
+            code="too_many_jobs",
+            hint="wait for one of them, or cancel it",
+            headers={"Retry-After": "5"},
+        )
 
 
 async def accepted(request: Request, catalog: Catalog, job: Job) -> Response:

@@ -10,7 +10,7 @@ from app.domain.records import Dataset, Job, Version, parse_ref
 ARCHITECTURE = "architecture.json"
 _JOB_FIELDS = (
     "id", "kind", "spec", "model", "dataset", "status", "phase", "progress", "metrics", "history", "result", "error",
-    "cache_hit", "warnings", "parent", "attempt", "created_at", "started_at", "finished_at",
+    "cache_hit", "warnings", "key", "parent", "attempt", "created_at", "started_at", "finished_at",
 )  # fmt: skip
 
 

@@ -234,6 +234,7 @@ class Job(Record):
     attempt: int = 1
     allowed_attempts: int = 2  # the number of the last attempt that the reaper may start
     queue: str = "cpu"  # cpu, gpu; or that of one kind of GPU: see plans.py
+    key: str | None = None  # the id of the API key that it was submitted with
     parent: str | None = None  # the search or optimize job that a trial belongs to
     waiting: bool = False  # running, but only its trials are: it holds no worker, and no lease
     due: bool = False  # running, and woken: its next step lies on the queue, and nobody has begun it

@@ -47,6 +47,8 @@ class Catalog(Index, Deployments):
         fields = encoding.fields(job.model_dump(mode="json"), but={"history"})
         self.redis.hset(_job(job.id), mapping=fields)
         self.redis.sadd("es:jobs:open", job.id)
+        if job.key is not None:
+            self.redis.sadd(_of_key(job.key), job.id)
         self.redis.zadd("es:jobs", {job.id: encoding.millis(job.created_at)})
         self.redis.xadd(_events(job.id), {"type": "state", "data": encoding.event(job.model_dump(mode="json"))})
         return job
@@ -95,6 +97,12 @@ class Catalog(Index, Deployments):
             if len(page) < 200 or not fresh:
                 return found, None
             upper = fresh[-1][1]
+
+    def open_of(self, key: str) -> int:
+        """How many jobs that were submitted with a key have not ended; their trials are not counted."""
+        if ended := self.redis.sdiff([_of_key(key), "es:jobs:open"]):
+            self.redis.srem(_of_key(key), *ended)
+        return int(self.redis.scard(_of_key(key)))
 
     def open_jobs(self) -> list[Job]:
         """Every job that has not ended, without histories."""
@@ -242,6 +250,10 @@ class Catalog(Index, Deployments):
 
     def live_workers(self) -> list[dict[str, Any]]:
         return texts_of(self.redis, "es:worker:*")
+
+
+def _of_key(key: str) -> str:
+    return f"es:jobs:of:{key}"
 
 
 def _job(id: str) -> str:

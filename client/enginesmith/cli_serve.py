@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -49,15 +50,16 @@ def reindex(data: Data = None) -> None:
     become("app", "reindex", {"--data": data})
 
 
-def become(module: str, command: str | None, options: dict[str, object]) -> None:
-    """Replaces this process by `python -m module command --option value …`. UsageError where it is not installed."""
+def become(module: str, command: str | None, options: dict[str, object], words: Sequence[str] = ()) -> None:
+    """Replaces this process by `python -m module command words --option value …`. UsageError where it is not
+    installed."""
     missing = [name for name in needs(module) if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"the service is not installed here ({', '.join(missing)}): pip install 'enginesmith[worker]'")
     given = [word for key, value in options.items() if value is not None for word in (key, str(value))]
-    words = [sys.executable, "-m", module, *([command] if command else []), *given]
+    line = [sys.executable, "-m", module, *([command] if command else []), *words, *given]
     # A folder called `app` in the current directory must not be taken for ours, by the children neither.
-    os.execve(sys.executable, words, os.environ | {"PYTHONSAFEPATH": "1"})
+    os.execve(sys.executable, line, os.environ | {"PYTHONSAFEPATH": "1"})
 
 
 def needs(module: str) -> tuple[str, ...]:

@@ -1,0 +1,89 @@
+"""`enginesmith keys`: makes, lists and revokes API keys in the artifact store, whether or not the service runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from app.api.key_text import parse_scopes
+from app.domain.keys import SCOPES, Key, Limits, make
+from app.embedded import url_of
+from app.errors import Unprocessable
+from app.settings import Settings
+from app.storage.artifacts import Artifacts
+from app.storage.keys import put_key, read_keys, revoke_key, tell_of_change
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    keys = commands.add_parser("keys", help="make, list and revoke API keys")
+    what = keys.add_subparsers(dest="what", required=True)
+    create = what.add_parser("create", help="make a key; it is told this once")
+    create.add_argument("--name", default="")
+    create.add_argument("--scopes", default="predict", help=f"of {', '.join(SCOPES)}; with a plus sign between them")
+    create.add_argument("--requests-per-second", type=float)
+    create.add_argument("--jobs", type=int, help="that may not have ended at once")
+    revoke = what.add_parser("revoke", help="take a key back")
+    revoke.add_argument("key", help="its id, or its name")
+    for command in (create, what.add_parser("list", help="all keys, without themselves"), revoke):
+        command.add_argument("--data", type=Path)
+        command.add_argument("--json", action="store_true")
+
+
+def run(settings: Settings, given: argparse.Namespace) -> int:
+    """Raises Problem."""
+    artifacts = Artifacts(settings.artifacts_url)
+    if given.what == "list":
+        return _list(read_keys(artifacts).keys, given.json)
+    if given.what == "create":
+        try:
+            limits = Limits(requests_per_second=given.requests_per_second, jobs=given.jobs)
+        except ValueError:
+            raise Unprocessable(
+                "a limit is a number above 0 (--jobs: 0 or more)", hint="leave it away for no limit"
+            ) from None
+        key, token = make(given.name, parse_scopes(given.scopes, "--scopes"), limits)
+        put_key(artifacts, key)
+        told = {"key": token} | _told(key)
+    else:
+        key, token = revoke_key(artifacts, given.key), ""
+        told = _told(key)
+    at_once = tell_of_change(settings.redis_url or url_of(settings.data))
+    if given.json:
+        _say(json.dumps(told))
+    elif token:
+        _say(token)
+        _remark(f"key {key.id} may {', '.join(key.scopes)}; it is told this once, and kept as its hash alone")
+    else:
+        _say(f"key {key.id} is revoked")
+    if not at_once:
+        _remark("Redis does not answer: a service that runs without it sees this within half a minute")
+    return 0
+
+
+def _list(keys: list[Key], as_json: bool) -> int:
+    if as_json:
+        _say(json.dumps([_told(key) for key in keys]))
+        return 0
+    rows = [("id", "name", "scopes", "made", "revoked", "limits")]
+    for key in keys:
+        limits = ", ".join(f"{name} {value:g}" for name, value in key.limits.model_dump(exclude_none=True).items())
+        row = (key.id, key.name, "+".join(key.scopes), key.created_at, key.revoked_at, limits)
+        rows.append(tuple(value or "-" for value in row))  # type: ignore[arg-type]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    for row in rows:
+        _say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _told(key: Key) -> dict[str, object]:
+    return key.model_dump(mode="json", exclude={"digest"})
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _remark(text: str) -> None:
+    sys.stderr.write(text + "\n")

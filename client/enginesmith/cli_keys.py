@@ -1,0 +1,51 @@
+"""`enginesmith keys`: who may use a service. Run where the service runs: it works on the service's own stores."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .cli_serve import Data, become
+from .cli_state import State
+
+keys = typer.Typer(help="API keys: make, list and revoke them, where the service runs.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    app.add_typer(keys, name="keys")
+
+
+@keys.command()
+def create(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Option(help="whose it is; for people")] = None,
+    scopes: Annotated[str | None, typer.Option(help="predict, write, admin; as in predict+write (predict)")] = None,
+    requests_per_second: Annotated[float | None, typer.Option(help="of all replicas together (no limit)")] = None,
+    jobs: Annotated[int | None, typer.Option(help="that may not have ended at once (no limit)")] = None,
+    data: Data = None,
+) -> None:
+    """Makes a key and prints it, this once. It counts within a second."""
+    options: dict[str, object] = {"--name": name, "--scopes": scopes, "--data": data, "--jobs": jobs}
+    _run(context, "create", options | {"--requests-per-second": requests_per_second})
+
+
+@keys.command("list")
+def list_(context: typer.Context, data: Data = None) -> None:
+    """All keys, the revoked too; never the keys themselves."""
+    _run(context, "list", {"--data": data})
+
+
+@keys.command()
+def revoke(
+    context: typer.Context,
+    key: Annotated[str, typer.Argument(help="its id, or its name")],
+    data: Data = None,
+) -> None:
+    """Takes a key back: nobody is let in with it a second later."""
+    _run(context, f"revoke {key}", {"--data": data})
+
+
+def _run(context: typer.Context, command: str, options: dict[str, object]) -> None:
+    state: State = context.obj
+    become("app", "keys", options, words=[*command.split(" ", 1), *(["--json"] if state.as_json else [])])
