@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     serve.add_argument("--workers", type=int, default=1)
     serve.add_argument("--http-processes", type=int, default=1)
     http = commands.add_parser("http", help="run the app alone")
-    http.add_argument("--fd", type=int, help="an open listening socket")
+    http.add_argument("--fd", type=int, action="append", default=[], help="an open listening socket; several are fine")
     commands.add_parser("engines", help="run the process of the engines, for fronts started with the same settings")
     reindex = commands.add_parser("reindex", help="rebuild the index in Redis from the artifact store")
     reindex.add_argument("--data", type=Path)
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _refuse(problem.detail, problem.hint)
 
 
-def _http(settings: Settings, fd: int | None) -> int:
+def _http(settings: Settings, fds: list[int]) -> int:
     from app.http import run
     from app.main import create_app
     from app.observe import configure_logs, log_access
@@ -65,7 +65,12 @@ def _http(settings: Settings, fd: int | None) -> int:
     configure_logs(settings.log_level, "app")
     if settings.access_log:
         log_access("app")
-    run(app, settings, fd)
+    if settings.manage_port is not None and not fds:
+        from app.supervise import listen
+
+        places = ((settings.host, settings.port), (settings.manage_host or settings.host, settings.manage_port))
+        fds = [listen(host, port, 1)[0].detach() for host, port in places]
+    run(app, settings, fds)
     return 0
 
 

@@ -9,6 +9,7 @@ import logging
 import resource
 import socket
 import weakref
+from collections.abc import Sequence
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
@@ -252,12 +253,12 @@ def patrol(connections: set[Connection], now: float) -> None:
     untaken.look()
 
 
-def run(app: FastAPI, settings: Settings, fd: int | None = None) -> None:
-    """Serves until SIGTERM or SIGINT. fd: an open listening socket to serve on, instead of the settings' address."""
+def run(app: FastAPI, settings: Settings, fds: Sequence[int] = ()) -> None:
+    """Serves until SIGTERM or SIGINT. fds: open listening sockets to serve on, instead of the settings' address."""
     Connection.most = max(64, raise_file_limit() - _SPARE_FILES)
     server = Server(config(app, settings), app)
     # uvicorn's own `fd` would take the socket for a unix one, and so leave Nagle's delay on.
-    server.run(sockets=[socket.socket(fileno=fd)] if fd is not None else None)
+    server.run(sockets=[socket.socket(fileno=fd) for fd in fds] or None)
 
 
 def config(app: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import tracing
 from app.api import (
@@ -26,6 +26,7 @@ from app.api import (
     recipes,
     report,
 )
+from app.api.doors import doors
 from app.api.examples import ANY_PROBLEM
 from app.api.hot import Hot
 from app.api.keyring import Keyring, watched
@@ -46,8 +47,14 @@ class App(FastAPI):
     """FastAPI, but that predictions never come as far as its middlewares and its router."""
 
     hot: Hot
+    front: ASGIApp | None = None  # what stands before all of it, if anything does
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.front is not None and scope["type"] == "http":
+            return await self.front(scope, receive, send)
+        return await self.inside(scope, receive, send)
+
+    async def inside(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and (route := self.hot.route(scope)) is not None:
             return await self.hot(route, scope, receive, send)
         return await super().__call__(scope, receive, send)
@@ -69,6 +76,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.keyring = keyring
     app.hot = Hot(app.state, settings, keyring, predict=(predict.answer, predict.check), infer=(oip.infer, oip.check))
+    if settings.manage_port is not None or settings.cors_origins:
+        app.front = doors(app.inside, settings)
     for module in ROUTERS:
         app.include_router(module.router)
     problems.install(app)

@@ -26,6 +26,11 @@ class Settings(BaseSettings):
     # Where the app listens.
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    # A port for all but predictions and health, and its address. None: one port has all; it is that of `host`.
+    manage_port: int | None = Field(None, ge=0, le=65535)
+    manage_host: str | None = None
+    # Origins whose pages may ask ("https://shop.example", several with commas, or "*"). None: those of no other.
+    cors_origins: str | None = None
     # The socket of the process that has the engines, where HTTP is spoken by others. None: one process does both.
     engines_socket: Path | None = None
     # "KEY" (all scopes) or "KEY=predict+write", several with commas. None: loopback only, and everything is allowed.

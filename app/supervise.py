@@ -35,13 +35,17 @@ def serve(settings: Settings, workers: int, http_processes: int = 1) -> int:
     def stop(number: int, frame: FrameType | None) -> None:
         stopping.append(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(asked, stop)
     _check_redis_url(settings)
     _check_store_url(settings)
     tracing.check(settings)
-    listeners = _listen(settings, http_processes)
+    check_exposure(settings)
+    listeners = listen(settings.host, settings.port, http_processes)
     host, port = listeners[0].getsockname()[:2]
+    managing: list[socket.socket] = []
+    if settings.manage_port is not None:
+        managing = listen(settings.manage_host or settings.host, settings.manage_port, http_processes)
     store = None if settings.redis_url else EmbeddedStore(settings.data)
     children: list[Child] = []
     try:
@@ -50,16 +54,17 @@ def serve(settings: Settings, workers: int, http_processes: int = 1) -> int:
             for left in settings.scratch.glob("dataset-*"):
                 shutil.rmtree(left, ignore_errors=True)
         chosen = {"redis_url": redis_url, "port": port, "data": settings.data.absolute()}
+        if managing:
+            chosen["manage_port"] = managing[0].getsockname()[1]
         if http_processes > 1:
             chosen["engines_socket"] = short_path(settings.data, "engines.sock")
         environ = settings.model_copy(update=chosen).environ()
         if http_processes > 1:
             children.append(Child("engines", ["-m", "app", "engines"], environ))
-        fronts = [
-            Child("app", ["-m", "app", "http", "--fd", str(fd)], environ, keep=(fd,))
-            for fd in (listener.fileno() for listener in listeners)
-        ]
-        children += fronts
+        for number, listener in enumerate(listeners):
+            fds = [of.fileno() for of in (listener, *managing[number : number + 1])]
+            words = [word for fd in fds for word in ("--fd", str(fd))]
+            children.append(Child("app", ["-m", "app", "http", *words], environ, keep=tuple(fds)))
         if workers:
             children.append(Child("workers", ["-m", "workers", "--count", str(workers)], environ))
         for child in children:
@@ -72,6 +77,8 @@ def serve(settings: Settings, workers: int, http_processes: int = 1) -> int:
         _wait_until("ready", READY_S, address, children, stopping)
         if not stopping:
             print(f"Enginesmith is ready at http://{_shown(host)}:{port}", flush=True)  # noqa: T201
+            if managing:
+                print(f"It is managed at http://{_at(managing[0])}", flush=True)  # noqa: T201
         while not stopping:
             time.sleep(0.2)
             if store and not store.alive():
@@ -83,7 +90,7 @@ def serve(settings: Settings, workers: int, http_processes: int = 1) -> int:
                 child.tend()
     finally:
         # A socket goes on to take connections in for as long as one process has it; nobody would accept them.
-        for listener in listeners:
+        for listener in (*listeners, *managing):
             listener.close()
         # The engines last: fronts that drain still need them.
         deadline = time.monotonic() + STOP_S
@@ -121,23 +128,22 @@ def _check_redis_url(settings: Settings) -> None:
         ) from None
 
 
-def _listen(settings: Settings, count: int) -> list[socket.socket]:
+def listen(host: str, port: int, count: int) -> list[socket.socket]:
     """A listening socket per process of HTTP: the kernel then deals connections out evenly, where one socket shared by
     all would have whoever wakes first take everything that waits. Kept open here, so that a front that is started
     again finds its own, with the connections that came meanwhile."""
-    check_exposure(settings)
     listeners: list[socket.socket] = []
-    port = settings.port
+    named = port
     try:
         if count > 1 and port:
-            _check_free(settings.host, port)
+            _check_free(host, port)
         for _ in range(count):
-            listener = socket.socket(_family(settings.host), socket.SOCK_STREAM)
+            listener = socket.socket(_family(host), socket.SOCK_STREAM)
             listeners.append(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if count > 1:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.bind((settings.host, port))
+            listener.bind((host, port))
             port = listener.getsockname()[1]
             listener.listen(2048)
             listener.set_inheritable(True)
@@ -145,7 +151,7 @@ def _listen(settings: Settings, count: int) -> list[socket.socket]:
         for listener in listeners:
             listener.close()
         raise Conflict(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
+            f"cannot listen on {host}:{named}: {error.strerror or error}",
             code="address_in_use",
             hint="another program uses it: name another with --port, or --port 0 for a free one",
         ) from None
@@ -174,6 +180,11 @@ def _wait_until(state: str, patience_s: float, address: str, children: list[Chil
             return True
         time.sleep(0.05)
     return False
+
+
+def _at(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"{_shown(host)}:{port}"
 
 
 def _shown(host: str) -> str:

@@ -54,7 +54,9 @@ class Keys:
         if wanted is not None:
             given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
             try:
-                scope[CALLER] = self.keyring.admit(wanted, given)
+                if self.keyring.asks:
+                    scope[CALLER] = self.keyring.known(wanted, given)
+                    self.keyring.allow(scope[CALLER], wanted)
             except Problem as problem:
                 return await answer(problem, scope["path"])(scope, receive, send)
         return await self.app(scope, receive, send)

@@ -36,7 +36,8 @@ class Keyring:
         self._filed: tuple[Key, ...] = ()
         self._file_seen: tuple[int, int, int] | None = None
         self._made: dict[str, Key] = {}
-        self._always = bool(self._named or settings.api_keys_file or not loopback(settings.host))
+        hosts = (settings.host, settings.manage_host or settings.host)
+        self._always = bool(self._named or settings.api_keys_file or not all(map(loopback, hosts)))
         self.asks = self._always
         self._buckets: dict[str, _Bucket] = {}
         self._processes = 1
@@ -50,6 +51,12 @@ class Keyring:
         that it needs, or "any". Raises Unauthorized, Forbidden, Overloaded."""
         if not self.asks:
             return None
+        key = self.known(wanted, authorization)
+        self.allow(key, wanted)
+        return key
+
+    def known(self, wanted: str, authorization: bytes) -> Key:
+        """Raises Unauthorized."""
         kind, _, text = authorization.decode("latin-1").partition(" ")
         token = text.strip()
         if kind.lower() != "bearer" or not token:
@@ -62,6 +69,10 @@ class Keyring:
         key = self._find(token)
         if key is None:
             raise Unauthorized("this key is not known here", headers=_CHALLENGE, code="unknown_key")
+        return key
+
+    def allow(self, key: Key, wanted: str) -> None:
+        """Raises Forbidden, Overloaded."""
         if not key.may(wanted):
             raise Forbidden(
                 f"this key lacks the scope {wanted!r}; it has {', '.join(key.scopes)}",
@@ -69,7 +80,6 @@ class Keyring:
             )
         if key.limits.requests_per_second is not None:
             self._take_turn(key, key.limits.requests_per_second)
-        return key
 
     def _find(self, token: str) -> Key | None:
         digest, id = digest_of(token), id_of(token)

@@ -95,10 +95,11 @@ def look(redis: PatientRedis, process: str) -> tuple[str, int]:
 
 def check_exposure(settings: Settings) -> None:
     """Raises Conflict when strangers could reach a service that asks for no key."""
-    if loopback(settings.host) or settings.api_keys or settings.api_keys_file or _any_made(settings):
+    host = next((host for host in (settings.host, settings.manage_host) if host and not loopback(host)), None)
+    if host is None or settings.api_keys or settings.api_keys_file or _any_made(settings):
         return
     raise Conflict(
-        f"no API key is configured, so the service answers on a loopback address only, not on {settings.host}",
+        f"no API key is configured, so the service answers on a loopback address only, not on {host}",
         code="no_keys",
         hint="set ENGINESMITH_API_KEYS, make one with `enginesmith keys create`, or use --host 127.0.0.1",
     )
