@@ -16,7 +16,8 @@ from app.reaper import reap
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
-from app.storage.registry import reindex_if_empty
+from app.storage.kept_deployments import Mirror
+from app.storage.registry import reindex_if_lost
 from app.storage.sweeping import sweep
 
 log = logging.getLogger("enginesmith.app")
@@ -50,7 +51,8 @@ async def opened(settings: Settings, process: str) -> AsyncIterator[Parts]:
 
 @contextlib.asynccontextmanager
 async def looked_after(parts: Parts) -> AsyncIterator[None]:
-    """Rebuilds an index that was lost; while inside, brings lost jobs back and sweeps up every hour."""
+    """Rebuilds an index that was lost, now and whenever; while inside, brings lost jobs back, keeps deployments in the
+    store, and sweeps up every hour."""
     learned = await asyncio.to_thread(_learn, parts.artifacts, parts.catalog)
     task = asyncio.create_task(_look_after(parts, learned))
     try:
@@ -64,22 +66,25 @@ async def looked_after(parts: Parts) -> AsyncIterator[None]:
 def _learn(artifacts: Artifacts, catalog: Catalog) -> bool:
     """A Redis that has lost everything learns what exists from the store. False where it could not be asked."""
     try:
-        found = reindex_if_empty(artifacts, catalog)
+        found = reindex_if_lost(artifacts, catalog)
     except Exception as error:
         log.warning("the index could not be looked at, and is looked at again: %s", error)
         return False
     if found and any(found.values()):
-        log.warning("the index was empty and is rebuilt from the store", extra=found)
+        log.warning("Redis was empty, and has what it lost from the store again", extra=found)
     return True
 
 
 async def _look_after(parts: Parts, learned: bool) -> None:
     settings, artifacts, catalog, queue = parts
     swept = time.monotonic()
+    mirror = Mirror(artifacts, catalog)
     while True:
         await asyncio.sleep(settings.reap_s)
-        learned = learned or await asyncio.to_thread(_learn, artifacts, catalog)
         try:
+            learned = learned and await asyncio.to_thread(catalog.remembers)
+            learned = learned or await asyncio.to_thread(_learn, artifacts, catalog)
+            await asyncio.to_thread(mirror.look)
             await asyncio.to_thread(reap, catalog, queue, settings)
             if time.monotonic() - swept > SWEEP_S:
                 swept = time.monotonic()

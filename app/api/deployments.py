@@ -18,7 +18,7 @@ from app.api.likeness import refuse_unlike
 from app.api.paging import Cursor, Limit, page
 from app.api.waiting import applied, preferred_wait
 from app.api.wanted import EXAMPLES, Wanted
-from app.deps import TheCatalog, TheSettings, fleet
+from app.deps import TheArtifacts, TheCatalog, TheSettings, fleet
 from app.domain.deployments import Canary, Deployment, Shadow
 from app.domain.records import NAME, now
 from app.errors import Conflict, NotFound
@@ -26,6 +26,7 @@ from app.serving.guard import MIN_REQUESTS
 from app.serving.lane import default_max_batch
 from app.settings import Settings
 from app.storage.catalog import Catalog, Stale
+from app.storage.kept_deployments import forget_deployment, keep_deployment
 
 router = APIRouter(tags=["deployments"])
 Named = Annotated[str, Path(pattern=NAME, description="the deployment's name")]
@@ -38,7 +39,9 @@ _DONE = frozenset({"ready", "failed", "asleep"})
     openapi_extra=json_body(Wanted, EXAMPLES) | headers("Prefer"),
     responses={200: shown("as it stands"), 201: shown("made"), **problems(400, 404, 409, 413, 415, 422)},
 )
-async def put_deployment(name: Named, request: Request, catalog: TheCatalog, settings: TheSettings) -> Response:
+async def put_deployment(
+    name: Named, request: Request, catalog: TheCatalog, settings: TheSettings, artifacts: TheArtifacts
+) -> Response:
     """Wants a version under a name: it is loaded and warmed aside, then swapped in, and no request is lost.
 
     `Prefer: wait=N` holds the answer until it is ready or has failed; meanwhile somebody else's change is followed, and
@@ -56,6 +59,7 @@ async def put_deployment(name: Named, request: Request, catalog: TheCatalog, set
     """
     asked = checked(Wanted, await read_json(request), "the deployment")
     deployment, is_new = await asyncio.to_thread(_want, catalog, name, asked)
+    await asyncio.to_thread(keep_deployment, artifacts, deployment)
     return await _answer(deployment, request, catalog, settings, 201 if is_new else 200)
 
 
@@ -80,11 +84,12 @@ async def get_deployment(name: Named, catalog: TheCatalog, settings: TheSettings
 
 
 @router.delete("/v1/deployments/{name}", status_code=204, responses=problems(404, 422))
-async def delete_deployment(name: Named, request: Request, catalog: TheCatalog) -> Response:
+async def delete_deployment(name: Named, request: Request, catalog: TheCatalog, artifacts: TheArtifacts) -> Response:
     """Takes a deployment down; requests that it has taken are answered first."""
 
     def drop() -> None:
         catalog.deployment(name)
+        forget_deployment(artifacts, name)
         catalog.drop_deployment(name)
 
     await asyncio.to_thread(drop)
@@ -97,9 +102,12 @@ async def delete_deployment(name: Named, request: Request, catalog: TheCatalog) 
     openapi_extra=headers("Prefer"),
     responses={200: shown("as it stands"), **problems(404, 409, 422)},
 )
-async def rollback(name: Named, request: Request, catalog: TheCatalog, settings: TheSettings) -> Response:
+async def rollback(
+    name: Named, request: Request, catalog: TheCatalog, settings: TheSettings, artifacts: TheArtifacts
+) -> Response:
     """Back to the version before, without canary and shadow. A second rollback goes forth again."""
     deployment = await asyncio.to_thread(_roll_back, catalog, name)
+    await asyncio.to_thread(keep_deployment, artifacts, deployment)
     return await _answer(deployment, request, catalog, settings, 200)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from app.domain.deployments import Deployment, LastReady
+from app.errors import Unavailable
 from app.serving.place import Place
 from app.storage.catalog import Catalog
 
@@ -20,6 +21,7 @@ class Reports:
         self._catalog = catalog
         self._replica = replica
         self._last: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._remembered = False
 
     def due(self, places: Mapping[str, Place]) -> dict[str, dict[str, Any]]:
         """The reports to be written now, by name, with figures that alone would be no reason to."""
@@ -38,7 +40,12 @@ class Reports:
         return {name: news for name, place in places.items() if (news := place.news()) is not None}
 
     def read(self) -> tuple[list[Deployment], dict[str, LastReady]]:
-        """What is wanted, and what was ready last by name. Raises Unavailable."""
+        """What is wanted, and what was ready last by name. Raises Unavailable, also where Redis has just lost what it
+        held: what is served goes on until it has it again."""
+        remembers = self._catalog.remembers()
+        if self._remembered and not remembers:
+            raise Unavailable("Redis has lost what it held, and is told again")
+        self._remembered = remembers
         return self._catalog.deployments(), self._catalog.all_last_ready()
 
     def write(self, reports: Mapping[str, dict[str, Any]], news: Mapping[str, LastReady]) -> None:

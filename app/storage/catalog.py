@@ -20,6 +20,7 @@ __all__ = ["Catalog", "Fenced", "Stale"]
 
 IDEMPOTENCY_TTL_S = 24 * 3600
 WORKER_TTL_S = 15
+_MEMORY = "es:remembers"
 
 
 class Catalog(Index, Deployments):
@@ -39,6 +40,14 @@ class Catalog(Index, Deployments):
 
     def ping(self) -> None:
         self.redis.ping()
+
+    def remembers(self) -> bool:
+        """Whether this Redis is the one that `note_memory` was called on, and has not lost what it held since."""
+        return bool(self.redis.exists(_MEMORY))
+
+    def note_memory(self) -> None:
+        """What exists is known here from now on."""
+        self.redis.set(_MEMORY, now())
 
     # Jobs ---------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from app.domain.records import Dataset, Version, now
 from app.errors import Internal, NotFound
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
+from app.storage.kept_deployments import restore_deployments
 
 MANIFEST = "manifest.json"
 TOMBSTONE = "tombstone.json"
@@ -102,8 +103,9 @@ def remove_dataset(artifacts: Artifacts, catalog: Catalog, name: str, n: int | N
 
 
 def reindex(artifacts: Artifacts, catalog: Catalog) -> dict[str, int]:
-    """Rebuilds the index in Redis from the manifests; says how many of each it found."""
-    found = {"versions": 0, "datasets": 0, "evaluations": 0}
+    """Rebuilds the index in Redis from the manifests, with the deployments that it does not know; says how many of each
+    there were."""
+    found = {"versions": 0, "datasets": 0, "evaluations": 0, "deployments": 0}
     for name in artifacts.folders("models"):
         for n in numbers(artifacts, f"models/{name}"):
             if version := read_version(artifacts, name, n):
@@ -118,14 +120,14 @@ def reindex(artifacts: Artifacts, catalog: Catalog) -> dict[str, int]:
             if dataset := read_dataset(artifacts, name, n):
                 catalog.put_dataset(dataset)
                 found["datasets"] += 1
+    found["deployments"] = restore_deployments(artifacts, catalog)
+    catalog.note_memory()
     return found
 
 
-def reindex_if_empty(artifacts: Artifacts, catalog: Catalog) -> dict[str, int] | None:
-    """At start-up: a Redis that knows no model and no data set learns them from the store."""
-    if catalog.models(limit=1)[0] or catalog.datasets(limit=1)[0]:
-        return None
-    return reindex(artifacts, catalog)
+def reindex_if_lost(artifacts: Artifacts, catalog: Catalog) -> dict[str, int] | None:
+    """A Redis that is new, or has lost what it held, learns it from the store."""
+    return None if catalog.remembers() else reindex(artifacts, catalog)
 
 
 def _bury(artifacts: Artifacts, place: str) -> None:

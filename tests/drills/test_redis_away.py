@@ -7,9 +7,10 @@ import time
 
 import httpx
 import pytest
+import redis
 from running import Service, until
 
-from app.embedded import EmbeddedStore
+from app.embedded import EmbeddedStore, url_of
 
 from . import networks
 from .conftest import Start
@@ -88,3 +89,29 @@ def test_a_redis_of_ones_own_is_away_for_a_while(
         print(f"\n{told.statuses}, slowest {told.worst('good_s', 2):.3f} s")
     finally:
         store.stop()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_redis_is_emptied(start: Start, processes: int) -> None:
+    """Whatever it held is gone: the service finds out by itself, and serves on meanwhile."""
+    service = start(processes)
+    for number in (1, 2):
+        publish(service, networks.scaled(number))
+    deploy(service, "web", "net@1")
+    deploy(service, "other", "net@1")
+    assert httpx.delete(f"{service.url}/v1/deployments/other", timeout=240).status_code == 204
+    made = constantly(service)
+    try:
+        for _ in range(3):
+            with redis.Redis.from_url(url_of(service.data)) as client:
+                client.flushall()
+            until(lambda: httpx.get(f"{service.url}/v1/deployments/web", timeout=240).status_code == 200)
+        (web,) = httpx.get(f"{service.url}/v1/deployments", timeout=240).json()["items"]
+        assert (web["name"], web["model"]) == ("web", "net@1")
+        assert len(httpx.get(f"{service.url}/v1/models/net", timeout=240).json()["versions"]) == 2
+        deploy(service, "web", "net@2")
+        told = made.stop()
+    finally:
+        made.end()
+    told.only(200)
+    assert told.said.keys() == {"1", "2"}

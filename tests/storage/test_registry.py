@@ -13,7 +13,7 @@ from app.storage.registry import (
     fetch_files,
     find_version,
     publish_version,
-    reindex_if_empty,
+    reindex_if_lost,
     remove_version,
 )
 
@@ -56,7 +56,8 @@ def test_an_empty_redis_learns_from_the_manifests(artifacts: Artifacts, catalog:
         publish_version(artifacts, catalog, draft(artifacts, tmp_path / "in", f"j{n}"))
     remove_version(artifacts, catalog, "net", 2)
     before = catalog.versions("net")
-    assert reindex_if_empty(artifacts, catalog) is None
+    catalog.note_memory()
+    assert reindex_if_lost(artifacts, catalog) is None
     catalog.redis.flushall()
-    assert reindex_if_empty(artifacts, catalog) == {"versions": 2, "datasets": 0, "evaluations": 0}
+    assert reindex_if_lost(artifacts, catalog) == {"versions": 2, "datasets": 0, "evaluations": 0, "deployments": 0}
     assert catalog.versions("net") == before
