@@ -33,7 +33,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(settings: Settings, given: argparse.Namespace) -> int:
     """Raises Problem."""
-    artifacts = Artifacts(settings.artifacts_url)
+    artifacts = Artifacts(settings.artifacts_url, patience_s=10)
     if given.what == "list":
         return _list(read_keys(artifacts).keys, given.json)
     if given.what == "create":

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import NamedTuple
 
 from app import tracing
@@ -22,7 +23,9 @@ from app.storage.sweeping import sweep
 
 log = logging.getLogger("enginesmith.app")
 SWEEP_S = 3600.0
-PATIENCE_S = 2.0  # a person waits for the answer; workers are more patient
+# A person waits for the answer; workers are more patient.
+PATIENCE_S = 2.0
+STORE_PATIENCE_S = 8.0
 
 
 class Parts(NamedTuple):
@@ -38,7 +41,7 @@ async def opened(settings: Settings, process: str) -> AsyncIterator[Parts]:
     if settings.redis_url is None:
         raise RuntimeError("ENGINESMITH_REDIS_URL is not set; `enginesmith serve` starts a store and sets it")
     tracing.start(settings, process)
-    artifacts = await asyncio.to_thread(Artifacts, settings.artifacts_url)
+    artifacts = await asyncio.to_thread(partial(Artifacts, settings.artifacts_url, patience_s=STORE_PATIENCE_S))
     catalog = Catalog.open(settings, settings.redis_url, patience_s=PATIENCE_S)
     queue = Queue(settings.redis_url)
     try:

@@ -119,7 +119,7 @@ def _any_made(settings: Settings) -> bool:
     parts = urlsplit(settings.artifacts_url)
     if parts.scheme == "file" and not (Path(unquote(parts.path)) / "keys").is_dir():
         return False  # without making the folder of a service that is refused
-    return read_keys(Artifacts(settings.artifacts_url)).any
+    return read_keys(Artifacts(settings.artifacts_url, patience_s=10)).any
 
 
 def _place(key: Key) -> str:
