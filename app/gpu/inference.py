@@ -51,7 +51,8 @@ class Plan:
 
     def _open(self, blob: bytes) -> None:
         trt = self.trt
-        trt.init_libnvinfer_plugins(self.messages, "")  # plans may name its plugins
+        if not trt.init_libnvinfer_plugins(self.messages, ""):  # plans may name its plugins
+            raise Internal(f"TensorRT's plugins do not load: {self.messages.said()}", code="plugins_broken")
         self._runtime = trt.Runtime(self.messages)
         engine = self.engine = self._runtime.deserialize_cuda_engine(blob)
         if engine is None:

@@ -9,12 +9,12 @@ Without a GPU it says so and ends well; `--runtime openvino` goes the same way o
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from app.gpu import driver
 from benchmarks.gpu import engines, memory, served, timing, training
 from benchmarks.gpu.engines import Built
 from benchmarks.gpu.networks import SUBJECTS, Subject
+from benchmarks.gpu.telling import Telling, engine_line, one_line, through_http
 from benchmarks.gpu.timing import Speed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,117 +37,124 @@ def main(arguments: list[str] | None = None) -> int:
     """0 when all was good, or there is no NVIDIA driver at all; 1 when something was not, also what a GPU lacks to be
     used."""
     given = _arguments(arguments)
-    for line in machine():
-        say(line)
     runtime = given.runtime or next((name for name in GPU if runtimes.get(name).available().ok), None)
+    telling = Telling(f"gpu-{runtime}", None if given.short or runtime is None else given.out)
+    telling.report |= {"runtime": runtime, "machine": list(machine())}
+    for line in telling.report["machine"]:
+        telling.say(line)
     if runtime is None:
         is_expected = driver.is_absent()
-        say(f"nothing was run on a GPU{'' if is_expected else ': FAILED, for there is an NVIDIA driver'}")
+        telling.say(f"nothing was run on a GPU{'' if is_expected else ': FAILED, for there is an NVIDIA driver'}")
         return 0 if is_expected else 1
     found = runtimes.get(runtime).available()
     if not found.ok:
-        say(f"{runtime} cannot be used here: {found.reason}")
+        telling.say(f"{runtime} cannot be used here: {found.reason}")
         return 1
-    wanted = [p for p in found.precisions if given.precisions is None or p in given.precisions.split(",")]
-    subjects = [SUBJECTS[name] for name in given.networks.split(",")]
+    wanted = [p for p in found.precisions if given.precisions is None or p in given.precisions]
+    if not wanted:
+        telling.say(f"{runtime} has none of these precisions here, but {', '.join(found.precisions)}")
+        return 1
     with tempfile.TemporaryDirectory(prefix="enginesmith-gpu-") as temporary:
-        failed = _run(subjects, wanted, runtime, Path(temporary), given)
-    return 1 if failed else 0
+        _run([SUBJECTS[name] for name in given.networks], wanted, runtime, Path(temporary), given, telling)
+    telling.end()
+    return 1 if telling.failed else 0
 
 
-def _run(subjects: list[Subject], wanted: list[str], runtime: str, folder: Path, given: argparse.Namespace) -> int:
-    """How much failed. Whatever fails, the rest goes on."""
+def _run(
+    subjects: list[Subject], wanted: list[str], runtime: str, folder: Path, given: argparse.Namespace, telling: Telling
+) -> None:
+    """Whatever fails, the rest goes on."""
     device = "cuda" if runtime in GPU and torch.cuda.is_available() else "cpu"
-    report: dict[str, Any] = {"machine": list(machine()), "engines": [], "speed": {}}
-    failed = 0
+    built: dict[str, list[Built]] = {subject.name: [] for subject in subjects}
     for subject in subjects:
-        built = [engines.build(subject, precision, runtime, folder) for precision in wanted]
-        for one in built:
-            failed += not one.good
-            say(engine_line(one))
-        report["engines"] += [asdict(one) | {"folder": one.folder.name} for one in built]
+        for precision in wanted:
+            one = engines.build(subject, precision, runtime, folder)
+            telling.count(one.good, engine_line(one))
+            telling.report["engines"].append(asdict(one) | {"folder": one.folder.name})
+            built[subject.name] += [one] if one.problem is None else []
+            telling.write()
         if not given.short:
-            report["speed"][subject.name] = [asdict(s) for s in _speeds(subject, built, runtime, device, folder)]
+            with telling.step(f"speed of {subject.name}"):
+                _speeds(subject, built[subject.name], runtime, device, folder, telling)
     if given.short:
-        _verdict(failed)
-        return failed
+        return
     subject = next((s for s in subjects if s.name == SERVED), subjects[0])
-    failed += _kept(subject, wanted[-1], runtime, folder, given.rounds, report)
-    failed += _served(subject, wanted, runtime, given.seconds, report)
-    failed += _trained(device, report)
+    with telling.step("memory after loading and closing"):
+        _kept(subject, built[subject.name], runtime, given.rounds, telling)
+    with telling.step("serving through HTTP"):
+        _served(subject, wanted, runtime, given.seconds, telling)
+    with telling.step("training"):
+        telling.report["training"] = found = list(training.train_and_prune(device))
+        for good, told in found:
+            telling.count(good, told)
     if runtime in GPU:
-        said = served.sanitizer(ROOT)
-        report["sanitizer"] = said
-        failed += bool(said and said.startswith("FAILED"))
-        say(f"compute-sanitizer: {said or 'is not installed'}")
-    _verdict(failed)
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / f"gpu-{runtime}.json").write_text(json.dumps(report, indent=1))
-    (given.out / f"gpu-{runtime}.txt").write_text("\n".join(SAID) + "\n")
-    return failed
+        with telling.step("compute-sanitizer"):
+            telling.report["sanitizer"] = said = served.sanitizer(ROOT)
+            telling.failed += bool(said and said.startswith("FAILED"))
+            telling.say(f"compute-sanitizer: {said or 'is not installed'}")
 
 
-def _verdict(failed: int) -> None:
-    say(f"FAILED: {failed} of the checks, marked above" if failed else "PASSED: every check")
-
-
-def _speeds(subject: Subject, built: list[Built], runtime: str, device: str, folder: Path) -> list[Speed]:
+def _speeds(subject: Subject, built: list[Built], runtime: str, device: str, folder: Path, telling: Telling) -> None:
     """Of all that can be run, each in its turn; what cannot says why."""
-    found: list[Speed] = []
-    for who, make in timing.others(subject, folder, device).items():
+    rows: list[dict[str, Any]] = []
+    telling.report["speed"][subject.name] = rows
+
+    def measure(who: str, speed: Callable[[], Speed]) -> bool:
         try:
-            found.append(timing.speed(who, make(), subject.batches, device))
-        except Exception as error:  # a compiler that is missing, a provider that is not there
-            say(f"  {subject.name}: {who} cannot be measured: {' '.join(str(error).split())[:120]}")
+            rows.append(asdict(speed()))
+        except Exception as error:  # a compiler that is missing, a provider that is not there, a GPU that gave up
+            telling.say(f"  {subject.name}: {who} cannot be measured: {one_line(error)}")
+            return False
+        return True
+
+    for who, make in timing.others(subject, folder, device).items():
+        measure(who, partial(_other, subject, who, make, device))
     for one in built:
-        if one.problem is None:
-            engine = engines.load(subject, one.precision, runtime, one.folder)
-            try:
-
-                def of(batch: int, engine: Any = engine) -> timing.Run:
-                    x = {"input": engines.drawn(subject, batch)}
-                    return lambda: engine.infer(x)
-
-                found.append(timing.speed(f"{runtime} {one.precision}", of, subject.batches, device))
-            finally:
-                engine.close()
-    for line in speed_lines(subject, found):
-        say(line)
-    return found
+        who = f"{runtime} {one.precision}"
+        if not measure(who, partial(_own, subject, one, who, runtime, device)):
+            telling.count(False, f"speed of {subject.name} {one.precision}")
 
 
-def _kept(subject: Subject, precision: str, runtime: str, folder: Path, rounds: int, report: dict[str, Any]) -> int:
-    engine_folder = folder / f"{subject.name}-{runtime}-{precision}"
-    kept = memory.kept_after(subject, precision, runtime, engine_folder, rounds)
-    report["kept_bytes"] = kept
-    good = kept <= memory.ALLOWED
-    told = f"{rounds} rounds of loading and closing {subject.name} keep {kept / 2**20:.1f} MiB"
-    say(f"{'ok' if good else 'FAILED'}: {told}")
-    return not good
+def _other(subject: Subject, who: str, make: Callable[[], timing.Runs], device: str) -> Speed:
+    return timing.speed(who, make(), subject.batches, device)
 
 
-def _served(subject: Subject, wanted: list[str], runtime: str, seconds: float, report: dict[str, Any]) -> int:
+def _own(subject: Subject, one: Built, who: str, runtime: str, device: str) -> Speed:
+    engine = engines.load(subject, one.precision, runtime, one.folder)
+    try:
+
+        def of(batch: int) -> timing.Run:
+            x = {"input": engines.drawn(subject, batch)}
+            return lambda: engine.infer(x)
+
+        return timing.speed(who, of, subject.batches, device)
+    finally:
+        engine.close()
+
+
+def _kept(subject: Subject, built: list[Built], runtime: str, rounds: int, telling: Telling) -> None:
+    if not built:
+        telling.count(False, f"no engine of {subject.name} was built that could be loaded {rounds} times")
+        return
+    last = built[-1]
+    telling.report["kept_bytes"] = kept = memory.kept_after(subject, last.precision, runtime, last.folder, rounds)
+    told = f"{rounds} rounds of loading and closing {subject.name} {last.precision} keep {kept / 2**20:.1f} MiB"
+    telling.count(kept <= memory.ALLOWED, told)
+
+
+def _served(subject: Subject, wanted: list[str], runtime: str, seconds: float, telling: Telling) -> None:
     first = "fp16" if "fp16" in wanted else wanted[0]
-    found = served.serve(subject, runtime, (first, "fp32"), seconds)
-    report["served"] = asdict(found) | {"added_ms": found.added_ms}
-    good = not found.failed and not found.wrong
+    second = next((p for p in ("fp32", *wanted) if p in wanted and p != first), first)
+    found = served.serve(subject, runtime, (first, second), seconds)
+    telling.report["served"] = asdict(found) | {"added_ms": found.added_ms, "precisions": [first, second]}
+    telling.report["speed"].setdefault(subject.name, []).append(through_http(runtime, first, found))
     busy = "" if found.busy is None else f", the GPU busy {found.busy:.0%} of the time"
-    say(
+    telling.say(
         f"served, {subject.name} {first}: one client {found.alone_ms:.3f} ms, the engine {found.engine_ms:.3f} of it; "
         f"{found.best:.0f} requests/s with {found.clients} clients{busy}"
     )
-    say(
-        f"{'ok' if good else 'FAILED'}: {found.swaps} swaps under load: {found.asked} requests, "
-        f"{len(found.failed)} failed, {found.wrong} wrong"
-    )
-    return not good
-
-
-def _trained(device: str, report: dict[str, Any]) -> int:
-    report["training"] = found = list(training.train_and_prune(device))
-    for good, told in found:
-        say(f"{'ok' if good else 'FAILED'}: {told}")
-    return sum(not good for good, _ in found)
+    told = f"{found.swaps} swaps under load: {found.asked} requests, {len(found.failed)} failed, {found.wrong} wrong"
+    telling.count(not found.failed and not found.wrong, told)
 
 
 def machine() -> Iterable[str]:
@@ -162,44 +170,29 @@ def machine() -> Iterable[str]:
         yield f"{name}: {facts if there.ok else 'not here: ' + there.reason}"
 
 
-def engine_line(one: Built) -> str:
-    head = f"{'ok' if one.good else 'FAILED'}: {one.network} {one.precision}"
-    if one.error is None:
-        return f"{head}: {one.problem}"
-    layers = ", ".join(f"{count} {precision}" for precision, count in one.layers.items())
-    kept = f", {one.kept} nodes kept in fp32" if one.kept else ""
-    told = f"{head}: relative error {one.error:.1e} (at most {engines.BOUNDS[one.precision]:.0e}), {one.seconds:.1f} s"
-    return told + (f"; layers: {layers}{kept}" if layers else "")
-
-
-def speed_lines(subject: Subject, found: list[Speed]) -> Iterable[str]:
-    yield f"{subject.name:<26}{'p50 ms':>10}{'p99 ms':>10}{'rows/s':>12}{'at batch':>10}"
-    for one in found:
-        yield f"  {one.who:<24}{one.p50_ms:>10.3f}{one.p99_ms:>10.3f}{one.best:>12.0f}{one.batch:>10}"
-
-
-SAID: list[str] = []
-
-
-def say(line: str) -> None:
-    SAID.append(line)
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runtime")
-    parser.add_argument("--networks", default=",".join(SUBJECTS))
-    parser.add_argument("--precisions")
+    parser.add_argument("--runtime", choices=[name for name in runtimes.names() if name != "echo"])
+    parser.add_argument("--networks", type=_some_of(SUBJECTS), default=list(SUBJECTS))
+    parser.add_argument("--precisions", type=_some_of(engines.BOUNDS))
     parser.add_argument("--seconds", type=float, default=served.SECONDS)
     parser.add_argument("--rounds", type=int, default=memory.ROUNDS)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--short", action="store_true", help="engines of the smallest network alone")
     given = parser.parse_args(arguments)
     if given.short:
-        given.networks, given.precisions = "cnn", given.precisions or "fp32,fp16"
+        given.networks, given.precisions = ["cnn"], given.precisions or ["fp32", "fp16"]
     return given
+
+
+def _some_of(known: Collection[str]) -> Callable[[str], list[str]]:
+    def some(text: str) -> list[str]:
+        names = text.split(",")
+        if wrong := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"{', '.join(wrong)} is none of {', '.join(known)}")
+        return names
+
+    return some
 
 
 if __name__ == "__main__":

@@ -379,6 +379,42 @@ def test_whoever_comes_last_frees() -> None:
     assert plan.device_bytes == 0
 
 
+def test_copies_and_computing_are_timed_apart() -> None:
+    cuda = Cuda()
+
+    def work(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        cuda.clock += 40
+        return {"y": given["x"] * 2}
+
+    session = opened(doubled(cuda, work=work))[0].session()
+    for _ in range(3):  # as it is, recorded, and as a graph
+        ask(session, x=rows(2))
+        times = session.times
+        assert times is not None
+        np.testing.assert_allclose([times.copy_in_ms, times.compute_ms, times.copy_out_ms], [0.01, 0.41, 0.01])
+
+
+def test_what_is_held_on_the_gpu_is_told_to_the_byte() -> None:
+    cuda = Cuda()
+    plan, _ = opened(doubled(cuda))
+    sessions = [plan.session() for _ in range(2)]
+    for session in sessions:
+        ask(session, x=rows(2))
+    buffers = sum(block.nbytes for block in cuda.heap.blocks.values())
+    assert buffers > 0
+    assert plan.device_bytes == len(b"plan") + 2 * 4096 + buffers
+    sessions[0].close()
+    assert plan.device_bytes == len(b"plan") + 4096 + buffers // 2
+
+
+def test_plugins_that_do_not_load_are_an_error() -> None:
+    cuda = Cuda()
+    trt = doubled(cuda)
+    trt.init_libnvinfer_plugins = lambda logger, namespace: False  # type: ignore[method-assign]
+    with pytest.raises(Internal, match="plugins do not load"):
+        opened(trt)
+
+
 def test_it_needs_numpy_and_the_errors_alone() -> None:
     files = sorted((ROOT / "app" / "gpu").glob("*.py"))
     found = {

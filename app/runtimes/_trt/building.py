@@ -30,7 +30,8 @@ def build(trt: Any, source: Path, options: BuildOptions, progress: Progress) -> 
     # while TensorRT logs, and then waits for ever for a lock that TensorRT holds.
     builder = network = parser = config = cache = blob = None
     try:
-        trt.init_libnvinfer_plugins(messages, "")
+        if not trt.init_libnvinfer_plugins(messages, ""):
+            raise Internal(f"TensorRT's plugins do not load: {messages.said()}", code="plugins_broken")
         builder = trt.Builder(messages)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, messages)
@@ -206,7 +207,10 @@ def _unparsed(parser: Any, messages: Any) -> Problem:
         operator, name = _ask(error, "node_operator"), _ask(error, "node_name")
         if (operator and "UNSUPPORTED_NODE" in str(error.code())) or "Plugin not found" in str(error.desc()):
             operators[str(operator)] = None
-        told.append(f"{operator or 'the graph'}{f' ({name})' if name else ''}: {words([str(error.desc())])}")
+        why = words([str(error.desc())])
+        # Of what it has no code for, what did not hold is a bare condition.
+        why = "TensorRT has no implementation of it" if why == "false" else why
+        told.append(f"{operator or 'the graph'}{f' ({name})' if name else ''}: {why}")
     if operators:
         return Unprocessable(
             f"TensorRT has no implementation of: {', '.join(operators)}",
@@ -233,7 +237,7 @@ def _unbuilt(said: str) -> Problem:
         return Internal(
             f"the GPU's memory does not suffice for this build: {said}",
             code="gpu_out_of_memory",
-            hint="a smaller max_batch, or a GPU that nothing else uses meanwhile",
+            hint="a smaller max_batch, a larger workspace_bytes, or a GPU that nothing else uses meanwhile",
         )
     return Unprocessable(
         f"TensorRT cannot build this graph: {said}",

@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,13 @@ class Flavour:
 
     @property
     def is_installed(self) -> bool:
-        return importlib.util.find_spec(self.module) is not None
+        return _is_there(self.module)
+
+    @property
+    def toolkit(self) -> str | None:
+        """The CUDA that the installed packages are of, as in "13". None where their names do not tell."""
+        cuda = {name.rpartition("-cu")[2] for name in self.packages if "-cu" in name and _is_installed(name)}
+        return max(cuda, key=int, default=None)
 
     def library(self) -> Any:
         """The module itself. Raises Unavailable where it is not installed, or its libraries are not found."""
@@ -49,10 +56,11 @@ class Flavour:
         try:
             return _imported(self.module)
         except Exception as error:  # its libraries are separate packages: an ImportError, or one of its own
-            raise self.refusal(f"{self.product} is installed and does not load: {_line(error)}") from error
+            raise self.refusal(f"{self.product} {_unloaded(error)}") from error
 
     def available(self) -> Availability:
-        """Asks libcuda before anything of NVIDIA's is imported, and imports nothing itself."""
+        """Asks libcuda before anything of NVIDIA's is imported, and imports both libraries last, where all else fits:
+        bindings are there without what they bind more often than one would think."""
         gpu, version = driver.look(), self.version
         if isinstance(gpu, str):
             return Availability(False, gpu, version=version)
@@ -60,8 +68,13 @@ class Flavour:
             return Availability(False, self._uninstalled())
         if why := self.unfit(gpu.capability, version) or self._too_new(gpu):
             return Availability(False, why, version=version, device=gpu.name)
-        if importlib.util.find_spec("pycuda") is None:
+        if not _is_there("pycuda"):
             return Availability(False, f"pycuda is not installed: {self.install}", version=version, device=gpu.name)
+        for product, module in ((self.product, self.module), ("pycuda", "pycuda.driver")):
+            try:
+                _imported(module)
+            except Exception as error:
+                return Availability(False, f"{product} {_unloaded(error)}", version=version, device=gpu.name)
         return Availability(True, precisions=precisions(gpu.capability), version=version, device=gpu.name)
 
     def unfit(self, capability: Capability, version: str | None) -> str | None:
@@ -78,9 +91,7 @@ class Flavour:
     def _too_new(self, gpu: driver.Gpu) -> str | None:
         """Why the driver is too old for the CUDA that the installed packages are of; None where it is not, or that is
         not known."""
-        installed = [name for name in self.packages if _is_installed(name)]
-        cuda = {name.rpartition("-cu")[2] for name in installed if "-cu" in name}
-        newest, known = max(map(int, cuda), default=0), int(gpu.cuda.split(".")[0])
+        newest, known = int(self.toolkit or 0), int(gpu.cuda.split(".")[0])
         if newest <= known:
             return None
         return (
@@ -101,12 +112,12 @@ class Flavour:
 
 
 TENSORRT = Flavour(
-    "tensorrt", "tensorrt", "TensorRT", "pip install 'enginesmith[gpu]'",
+    "tensorrt", "tensorrt", "TensorRT", "pip install enginesmith[gpu]",
     ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), False,
 )  # fmt: skip
 # Its list of compute capabilities, as its enum ComputeCapability has it: no data centre GPU since Ampere.
 RTX = Flavour(
-    "tensorrt_rtx", "tensorrt_rtx", "TensorRT for RTX", "pip install 'enginesmith[rtx]'",
+    "tensorrt_rtx", "tensorrt_rtx", "TensorRT for RTX", "pip install enginesmith[rtx]",
     ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"), True,
     ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)),
 )  # fmt: skip
@@ -133,10 +144,17 @@ def _is_installed(package: str) -> bool:
     return True
 
 
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # a finder that refuses it; a module that was put there without a spec
+        return sys.modules.get(module) is not None
+
+
 @functools.cache
 def _imported(module: str) -> Any:
     return importlib.import_module(module)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _unloaded(error: Exception) -> str:
+    return f"is installed and does not load: {' '.join(str(error).split())[:200] or type(error).__name__}"

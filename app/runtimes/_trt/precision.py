@@ -35,13 +35,12 @@ class Typed:
 def write(source: Path, target: Path, precision: str, samples: Sequence[Arrays] = ()) -> Typed:
     """Writes the graph of `source` in a precision: fp32 and tf32 as it is, fp16 and bf16 rewritten, int8 with fp16
     around what is quantized. Inputs and outputs keep their types. A graph that this wrote before is taken as it is.
-    samples: inputs on which the range of fp16 is looked at. Raises Unprocessable."""
-    import onnx
-
+    samples: inputs on which the range of fp16 is looked at. Raises Unprocessable, also for a file that is no ONNX and
+    for doubles at its border, which TensorRT would take for floats without a word."""
+    model = _opened(source)
     if precision not in ("fp16", "bf16", "int8"):
         target.write_bytes(source.read_bytes())
         return Typed({}, 0)
-    model = onnx.load(source)
     told = next((entry.value for entry in model.metadata_props if entry.key == _MARK), None)
     if told is not None and (known := json.loads(told)).pop("precision") == precision:
         target.write_bytes(source.read_bytes())
@@ -54,6 +53,27 @@ def write(source: Path, target: Path, precision: str, samples: Sequence[Arrays] 
         return write_plain(source, target, error.detail)
     _save(rewritten, target, precision, typed)
     return typed
+
+
+def _opened(source: Path) -> Any:
+    import onnx
+
+    try:
+        model = onnx.load(source)
+    except Exception as error:  # protobuf's own
+        raise Unprocessable(
+            f"the file is no ONNX graph: {' '.join(str(error).split())[:200]}",
+            code="unsupported_graph",
+            hint="check it with onnx.checker",
+        ) from error
+    for tensor in (*model.graph.input, *model.graph.output):
+        if tensor.type.tensor_type.elem_type == onnx.TensorProto.DOUBLE:
+            raise Unprocessable(
+                f"{tensor.name} is float64, which TensorRT has not",
+                code="unsupported_dtype",
+                hint="let the model take and give float32",
+            )
+    return model
 
 
 def write_plain(source: Path, target: Path, why: str) -> Typed:

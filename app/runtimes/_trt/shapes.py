@@ -32,12 +32,13 @@ def profiles(
     starts = [1, *(end + 1 for end in ends[:-1])]
     made = []
     for first, last in zip(starts, ends, strict=True):
-        usual = last if buckets else min(_USUAL, last)
-        made.append({name: _bounds(name, shape, shapes, first, usual, last) for name, shape in inputs.items()})
+        rows = (first, last if buckets else min(_USUAL, last), last)
+        made.append({n: _bounds(n, shape, shapes, rows, last == ends[-1]) for n, shape in inputs.items()})
     return made
 
 
-def _bounds(name: str, shape: Shape, shapes: Mapping[str, Shape], first: int, usual: int, last: int) -> Bounds:
+def _bounds(name: str, shape: Shape, shapes: Mapping[str, Shape], rows: tuple[int, int, int], is_last: bool) -> Bounds:
+    """rows: fewest, usual, most. is_last: no other profile takes more."""
     said = shapes.get(name)
     if any(n < 0 for n in shape[1:]) and (said is None or len(said) != len(shape)):
         raise Unprocessable(
@@ -46,7 +47,9 @@ def _bounds(name: str, shape: Shape, shapes: Mapping[str, Shape], first: int, us
             hint=f'say it: "shapes": {{"{name}": [{", ".join("1" if n < 0 else str(n) for n in shape)}]}}',
         )
 
-    most = max(last, said[0]) if said and shape[:1] == (-1,) else last  # an axis 0 that is no batch is an open size
+    first, usual, most = rows
+    if is_last and said and shape[:1] == (-1,):
+        most = max(most, said[0])  # an axis 0 that is no batch is an open size
 
     def sized(rows: int, whole: bool) -> Shape:
         return tuple(

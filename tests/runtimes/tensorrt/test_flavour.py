@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 
@@ -40,16 +42,17 @@ def on(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], *installed:
     """A machine with a GPU and these modules."""
     monkeypatch.setattr(driver, "look", lambda ordinal=0: Gpu("NVIDIA Test", capability, "13.0", "580", 80 << 30))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in installed else None)
+    monkeypatch.setattr(flavour, "_imported", lambda module: object())
     monkeypatch.setattr(flavour.importlib.metadata, "version", lambda name: "11.4.0")
 
 
 def test_what_is_missing_is_said_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     on(monkeypatch, (9, 0))
-    assert TENSORRT.available().reason == "TensorRT is not installed: pip install 'enginesmith[gpu]'"
-    with pytest.raises(Unavailable, match="pip install 'enginesmith"):
+    assert TENSORRT.available().reason == "TensorRT is not installed: pip install enginesmith[gpu]"
+    with pytest.raises(Unavailable, match="pip install enginesmith"):
         TENSORRT.library()
     on(monkeypatch, (9, 0), "tensorrt")
-    assert TENSORRT.available().reason == "pycuda is not installed: pip install 'enginesmith[gpu]'"
+    assert TENSORRT.available().reason == "pycuda is not installed: pip install enginesmith[gpu]"
     on(monkeypatch, (6, 1), "tensorrt", "pycuda")
     assert TENSORRT.available().reason == "GPU is sm 6.1, TensorRT 11 needs 7.5"
     on(monkeypatch, (9, 0), "tensorrt", "pycuda")
@@ -85,3 +88,54 @@ def test_a_driver_that_is_too_old_for_the_packages(monkeypatch: pytest.MonkeyPat
     there.pop("tensorrt-cu13")
     there["tensorrt-cu12"] = "11.4.0"
     assert TENSORRT.available().ok
+
+
+def test_what_is_installed_and_does_not_load_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, (9, 0), "tensorrt", "pycuda")
+    broken: list[str] = []
+
+    def imported(module: str) -> object:
+        if module in broken:
+            raise ImportError("libnvinfer.so.11: cannot open shared object file")
+        return object()
+
+    monkeypatch.setattr(flavour, "_imported", imported)
+    assert TENSORRT.available().ok
+    for module, product in (("tensorrt", "TensorRT"), ("pycuda.driver", "pycuda")):
+        broken[:] = [module]
+        assert TENSORRT.available().reason == (
+            f"{product} is installed and does not load: libnvinfer.so.11: cannot open shared object file"
+        )
+
+
+@pytest.mark.parametrize(
+    ("before", "there"),
+    [
+        pytest.param("sys.modules['tensorrt'] = types.ModuleType('tensorrt')", True, id="a module without a spec"),
+        pytest.param("sys.modules['tensorrt'] = None", False, id="none"),
+        pytest.param("sys.meta_path.insert(0, Refusing())", False, id="a finder that refuses"),
+    ],
+)
+def test_odd_imports_are_no_trap(before: str, there: bool) -> None:
+    """In a process of its own: what others do to the import system is done there."""
+    code = f"""
+import sys, types
+class Refusing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tensorrt":
+            raise ModuleNotFoundError(name)
+{before}
+from app.runtimes import get
+from app.runtimes._trt.flavour import TENSORRT
+get("tensorrt").available()
+print(TENSORRT.is_installed)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == str(there), done.stderr
+
+
+def test_the_cuda_that_the_packages_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flavour, "_is_installed", lambda package: package in ("tensorrt", "tensorrt-cu12"))
+    assert TENSORRT.toolkit == "12"
+    monkeypatch.setattr(flavour, "_is_installed", lambda package: package == "tensorrt")
+    assert TENSORRT.toolkit is None

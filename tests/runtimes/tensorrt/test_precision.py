@@ -335,10 +335,14 @@ def test_sparse_along_what_goes_in(tmp_path: Path) -> None:
 
 
 @needs_rtx
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("SimpleCNN", (1, 28, 28)), ("ResNet18", (3, 64, 64)), ("SmallVit", (3, 32, 32)), ("Encoder", (9, 16))],
+    [
+        ("SimpleCNN", (1, 28, 28)),
+        pytest.param("ResNet18", (3, 64, 64), marks=pytest.mark.slow),
+        pytest.param("SmallVit", (3, 32, 32), marks=pytest.mark.slow),
+        pytest.param("Encoder", (9, 16), marks=pytest.mark.slow),
+    ],
 )
 def test_graphs_that_quantize_makes(
     name: str, shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,11 +9,11 @@ import pytest
 from app import runtimes
 from app.gpu import driver
 from app.gpu.driver import Gpu
-from app.runtimes._trt import flavour
+from app.runtimes._trt import flavour, travel
 
 HERE: dict[str, Any] = {
-    "runtime": "tensorrt", "version": "11.4.0", "device": "NVIDIA H200", "compute_capability": "9.0", "cuda": "13.0",
-    "driver": "580.82",
+    "runtime": "tensorrt", "version": "11.4.0", "toolkit": "13", "device": "NVIDIA H200", "compute_capability": "9.0",
+    "cuda": "13.0", "driver": "580.82",
 }  # fmt: skip
 
 
@@ -25,6 +25,8 @@ HERE: dict[str, Any] = {
         ({"device": None, "compute_capability": None, "driver": None, "cuda": None}, None),
         ({"device": "NVIDIA A10"}, "device NVIDIA A10, here NVIDIA H200"),
         ({"version": "10.13.3"}, "version 10.13.3, here 11.4.0"),
+        ({"toolkit": "12"}, "toolkit 12, here 13"),
+        ({"toolkit": None}, None),
         (
             {"device": "NVIDIA A10", "compute_capability": "8.6"},
             "device NVIDIA A10, here NVIDIA H200; compute capability 8.6, here 9.0",
@@ -36,7 +38,11 @@ def test_a_plan_of_another_gpu_or_version(
 ) -> None:
     monkeypatch.setattr(driver, "look", lambda: Gpu("NVIDIA H200", (9, 0), "13.0", "580.82", 140 << 30))
     monkeypatch.setattr(flavour.importlib.metadata, "version", lambda package: "11.4.0")
-    assert runtimes.ties("tensorrt") == {"version": "11.4.0", "device": "NVIDIA H200", "compute_capability": "9.0"}
+    monkeypatch.setattr(flavour, "_is_installed", lambda package: package in ("tensorrt", "tensorrt-cu13"))
+    assert travel.built_for(flavour.TENSORRT) == HERE
+    assert runtimes.ties("tensorrt") == {
+        "version": "11.4.0", "toolkit": "13", "device": "NVIDIA H200", "compute_capability": "9.0"
+    }  # fmt: skip
     assert runtimes.misfit("tensorrt", HERE | change) == why
 
 
