@@ -240,11 +240,11 @@ async def test_memory_returns(client: httpx.AsyncClient, app: FastAPI, publish: 
     await put(client, "tiny", name="tiny")  # the library itself stays
     await answered(client, "tiny")
     publish("heavy", factor=2, ballast=size)
-    before = kept()
-    for _ in range(2):
+    before, after = kept(), []
+    for _ in range(3):
         assert (await put(client, "heavy", name="heavy")).json()["status"] == "ready"
         assert await answered(client, "heavy") == ("heavy@1", 2.0)
-        assert kept() - before > size * 0.7
+        assert kept() - (after or [before])[-1] > size * 0.6
         metrics = (await client.get("/metrics")).text
         held = next(
             line
@@ -256,7 +256,10 @@ async def test_memory_returns(client: httpx.AsyncClient, app: FastAPI, publish: 
         async with asyncio.timeout(30):
             while app.state.fleet._loading.draining:
                 await asyncio.sleep(0.01)
-        assert kept() - before < size * 0.4
+        after.append(kept())
+    # What the first round leaves behind may be the allocator's; what every round leaves would be lost.
+    assert after[0] - before < size * 0.7
+    assert after[-1] - after[0] < size * 0.4
 
 
 async def test_absence_before_the_first_load_is_not_sleep(app: FastAPI) -> None:
