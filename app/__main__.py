@@ -1,4 +1,5 @@
-"""`python -m app`: serve (everything), http (the app alone), engines (for several of them), reindex, keys."""
+"""`python -m app`: serve (everything), http (the app alone), engines (for several of them), reindex, backup, restore,
+keys."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from app import keys_command
+from app import backup_command, keys_command
 from app.errors import Problem
 from app.settings import Settings
 
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     reindex = commands.add_parser("reindex", help="rebuild the index in Redis from the artifact store")
     reindex.add_argument("--data", type=Path)
     keys_command.add_to(commands)
+    backup_command.add_to(commands)
     given = parser.parse_args(arguments)
     chosen: dict[str, Any] = {k: v for k in ("host", "port", "data") if (v := getattr(given, k, None)) is not None}
     try:
@@ -51,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _engines(settings)
         if given.command == "keys":
             return keys_command.run(settings, given)
+        if given.command in ("backup", "restore"):
+            return backup_command.run(settings, given)
         return _reindex(settings)
     except Problem as problem:
         return _refuse(problem.detail, problem.hint)
@@ -86,20 +90,11 @@ def _engines(settings: Settings) -> int:
 
 
 def _reindex(settings: Settings) -> int:
-    from app.embedded import EmbeddedStore, answers, url_of
     from app.storage.artifacts import Artifacts
-    from app.storage.catalog import Catalog
     from app.storage.registry import reindex
 
-    url = settings.redis_url or url_of(settings.data)
-    store = None if settings.redis_url or answers(url) else EmbeddedStore(settings.data)
-    try:
-        if store:
-            store.start()
-        found = reindex(Artifacts(settings.artifacts_url), Catalog.open(settings, url, patience_s=10))
-    finally:
-        if store:
-            store.stop()
+    with backup_command.opened(settings) as catalog:
+        found = reindex(Artifacts(settings.artifacts_url), catalog)
     print(json.dumps(found))  # noqa: T201
     return 0
 

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from app.queue import Queue
 from app.report.press import Press
+from app.room import Room
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
@@ -28,6 +29,10 @@ def _catalog(request: Request) -> Catalog:
     return cast(Catalog, request.app.state.catalog)
 
 
+def _room(request: Request) -> Room:
+    return cast(Room, request.app.state.room)
+
+
 def _queue(request: Request) -> Queue:
     return cast(Queue, request.app.state.queue)
 
@@ -44,5 +49,6 @@ def fleet(request: Request) -> Served:
 TheSettings = Annotated[Settings, Depends(_settings)]
 TheArtifacts = Annotated[Artifacts, Depends(_artifacts)]
 TheCatalog = Annotated[Catalog, Depends(_catalog)]
+TheRoom = Annotated[Room, Depends(_room)]
 TheQueue = Annotated[Queue, Depends(_queue)]
 ThePress = Annotated[Press, Depends(_press)]

@@ -16,6 +16,7 @@ from typing import IO
 import redis
 
 from app.errors import Conflict, Internal
+from app.storage.dial import dial
 
 SOCKET_PATH_MAX = 100  # sun_path holds 108 bytes
 START_S = 20.0
@@ -44,7 +45,7 @@ def url_of(data: Path) -> str:
 
 def answers(url: str) -> bool:
     """Whether a server answers there, and is done loading."""
-    client = redis.Redis.from_url(url, socket_timeout=2, retry=None)
+    client = dial(url, redis.Redis, socket_timeout=2, retry=None)
     try:
         return bool(client.ping())
     except redis.RedisError:

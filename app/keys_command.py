@@ -24,6 +24,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     create.add_argument("--scopes", default="predict", help=f"of {', '.join(SCOPES)}; with a plus sign between them")
     create.add_argument("--requests-per-second", type=float)
     create.add_argument("--jobs", type=int, help="that may not have ended at once")
+    create.add_argument("--bytes", type=int, help="of all that is made with it and still there")
     revoke = what.add_parser("revoke", help="take a key back")
     revoke.add_argument("key", help="its id, or its name")
     for command in (create, what.add_parser("list", help="all keys, without themselves"), revoke):
@@ -38,10 +39,10 @@ def run(settings: Settings, given: argparse.Namespace) -> int:
         return _list(read_keys(artifacts).keys, given.json)
     if given.what == "create":
         try:
-            limits = Limits(requests_per_second=given.requests_per_second, jobs=given.jobs)
+            limits = Limits(requests_per_second=given.requests_per_second, jobs=given.jobs, bytes=given.bytes)
         except ValueError:
             raise Unprocessable(
-                "a limit is a number above 0 (--jobs: 0 or more)", hint="leave it away for no limit"
+                "a limit is a number above 0 (--jobs, --bytes: 0 or more)", hint="leave it away for no limit"
             ) from None
         key, token = make(given.name, parse_scopes(given.scopes, "--scopes"), limits)
         put_key(artifacts, key)

@@ -25,6 +25,8 @@ from app.api import (
     problems,
     recipes,
     report,
+    usage,
+    webhooks,
 )
 from app.api.doors import doors
 from app.api.examples import ANY_PROBLEM
@@ -33,14 +35,30 @@ from app.api.keyring import Keyring, watched
 from app.observe import Requests, exposition
 from app.parts import looked_after, opened
 from app.report.press import Press
+from app.room import Room
 from app.serving.apart.front import FrontFleet
 from app.serving.fleet import Fleet
 from app.serving.served import Served
 from app.settings import Settings
 from app.storage.keys import check_exposure
+from app.webhooks.addresses import parse_allowed
 
 # kinds before /v1/jobs/{id}: the router looks at one after the other.
-ROUTERS = (predict, models, recipes, datasets, kinds, jobs, events, report, deployments, oip_routes, health)
+ROUTERS = (
+    predict,
+    models,
+    recipes,
+    datasets,
+    kinds,
+    jobs,
+    events,
+    report,
+    deployments,
+    webhooks,
+    usage,
+    oip_routes,
+    health,
+)
 
 
 class App(FastAPI):
@@ -61,10 +79,11 @@ class App(FastAPI):
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Raises Conflict for settings that would let strangers in, Unprocessable for keys that make no sense."""
+    """Raises Conflict for settings that would let strangers in, Unprocessable for some that make no sense."""
     keyring = Keyring(settings)
     check_exposure(settings)
     tracing.check(settings)
+    parse_allowed(settings.webhooks_allow)
     app = App(
         title="Enginesmith",
         version="0.1.0",
@@ -95,6 +114,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.stopping = False
     async with opened(settings, "app") as parts, contextlib.AsyncExitStack() as others:
         app.state.artifacts, app.state.catalog, app.state.queue = parts.artifacts, parts.catalog, parts.queue
+        app.state.room = Room(settings, parts.artifacts, parts.catalog)
         app.state.press = Press(settings)
         others.push_async_callback(app.state.press.close)
         await others.enter_async_context(watched(app.state.keyring, parts.artifacts, parts.catalog.redis))

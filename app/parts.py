@@ -12,14 +12,18 @@ from functools import partial
 from typing import NamedTuple
 
 from app import tracing
+from app.operating import OPERATING, look
 from app.queue import Queue
 from app.reaper import reap
+from app.room import Room
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
 from app.storage.kept_deployments import Mirror
 from app.storage.registry import reindex_if_lost
 from app.storage.sweeping import sweep
+from app.webhooks.addresses import parse_allowed
+from app.webhooks.sending import Sender
 
 log = logging.getLogger("enginesmith.app")
 SWEEP_S = 3600.0
@@ -55,15 +59,16 @@ async def opened(settings: Settings, process: str) -> AsyncIterator[Parts]:
 @contextlib.asynccontextmanager
 async def looked_after(parts: Parts) -> AsyncIterator[None]:
     """Rebuilds an index that was lost, now and whenever; while inside, brings lost jobs back, keeps deployments in the
-    store, and sweeps up every hour."""
+    store, tells webhooks, and sweeps up every hour."""
     learned = await asyncio.to_thread(_learn, parts.artifacts, parts.catalog)
-    task = asyncio.create_task(_look_after(parts, learned))
+    sender = Sender(parts.artifacts, parts.catalog, parse_allowed(parts.settings.webhooks_allow))
+    tasks = [asyncio.create_task(_look_after(parts, learned)), asyncio.create_task(sender.run())]
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _learn(artifacts: Artifacts, catalog: Catalog) -> bool:
@@ -81,7 +86,7 @@ def _learn(artifacts: Artifacts, catalog: Catalog) -> bool:
 async def _look_after(parts: Parts, learned: bool) -> None:
     settings, artifacts, catalog, queue = parts
     swept = time.monotonic()
-    mirror = Mirror(artifacts, catalog)
+    mirror, room = Mirror(artifacts, catalog), Room(settings, artifacts, catalog)
     while True:
         await asyncio.sleep(settings.reap_s)
         try:
@@ -89,8 +94,12 @@ async def _look_after(parts: Parts, learned: bool) -> None:
             learned = learned or await asyncio.to_thread(_learn, artifacts, catalog)
             await asyncio.to_thread(mirror.look)
             await asyncio.to_thread(reap, catalog, queue, settings)
+            OPERATING.seen = await asyncio.to_thread(look, catalog, queue, room)
             if time.monotonic() - swept > SWEEP_S:
                 swept = time.monotonic()
-                await asyncio.to_thread(sweep, artifacts, catalog, settings.sweep_after_s, settings.trials_bytes)
+                await asyncio.to_thread(
+                    sweep, artifacts, catalog, settings.sweep_after_s, settings.trials_bytes, settings.jobs_kept_s
+                )
         except Exception as error:
+            OPERATING.seen = await asyncio.to_thread(look, catalog, queue, room)
             log.warning("looking after the jobs failed, and is tried again: %s", error)

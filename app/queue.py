@@ -15,6 +15,7 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job as Delivery
 
 from app.domain.records import Job
+from app.storage.dial import dial
 from app.storage.redis import LOST, gone
 
 WORK = "workers.run.run"  # a dotted string: app never imports workers
@@ -28,8 +29,9 @@ class Queue:
     its own; the catalog decides which one counts."""
 
     def __init__(self, url: str) -> None:
-        self.redis = redis.Redis.from_url(
+        self.redis = dial(
             url,
+            redis.Redis,
             retry=Retry(ExponentialBackoff(cap=1, base=0.05), 5),
             retry_on_error=[ConnectionError, TimeoutError],
             socket_timeout=10,
@@ -80,6 +82,12 @@ class Queue:
                     job, _, delivery = id.partition("--")
                     return job, int(delivery.partition("-")[0])
         return None
+
+    def lengths(self) -> dict[str, int]:
+        """How much lies on each queue, on those of plans too. Raises Unavailable."""
+        with _translated():
+            known = dict.fromkeys(NAMES, 0)
+            return known | {queue.name: len(queue) for queue in rq.Queue.all(connection=self.redis)}
 
     def waiting(self) -> set[str]:
         """The ids of the jobs that lie on a queue."""

@@ -37,6 +37,8 @@ class Settings(BaseSettings):
     api_keys: str | None = None
     # A file with one key a line, hashed: "sha256:DIGEST=predict". Read again when it changes.
     api_keys_file: Path | None = None
+    # Networks and hosts that webhooks may reach though they are not public ("10.1.0.0/16, hooks.internal").
+    webhooks_allow: str | None = None
 
     # The largest checkpoint or data set taken, in bytes.
     max_upload_bytes: int = 16 * 1024 * MiB
@@ -67,6 +69,12 @@ class Settings(BaseSettings):
     poll_s: float = Field(1.0, gt=0)
     # Seconds for which a staged upload or an unnamed file is kept.
     sweep_after_s: float = 24 * 3600.0
+    # What the store may hold, in bytes, before uploads and jobs are refused; 0: no bound.
+    store_bytes: int = Field(0, ge=0)
+    # What is kept free on every disk that is written to, in bytes, but never more than a tenth of it.
+    disk_reserve_bytes: int = Field(1024 * MiB, ge=0)
+    # Seconds after its end for which a job is remembered, unless what it made still exists; 0: for ever.
+    jobs_kept_s: float = Field(90 * 24 * 3600.0, ge=0)
     # What the trials of all searches may keep in the store, in bytes, before the oldest goes; 0: only a week ends it.
     trials_bytes: int = Field(20_000_000_000, ge=0)
 

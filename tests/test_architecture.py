@@ -34,7 +34,7 @@ def imported_by(statement: str) -> set[str]:
         # What only some requests need, or nobody who serves: each would be megabytes in every app.
         (
             "import app.http, app.main; app.main.create_app(app.main.Settings())",
-            {"PIL", "google", "httpx", "matplotlib", "onnx", "onnxruntime", "openvino", "pandas"}
+            {"PIL", "google", "httpcore", "httpx", "matplotlib", "onnx", "onnxruntime", "openvino", "pandas"}
             | {"pyarrow", "requests", "scipy"},
         ),
         ("import workers.main, workers.listen", {"torch", "transformers", "fastapi"}),
@@ -74,7 +74,7 @@ def test_only_the_settings_read_the_environment() -> None:
         "app/settings.py",
         "app/runtimes/_libraries.py",  # sets, and does not read
         "app/runtimes/echo.py",  # which GPU it plays, as the driver tells the others which there is
-        "workers/load/sandbox.py",  # the little that a child may see
+        "app/confinement/child.py",  # the little that a child may see
         "client/enginesmith/client.py",
         "client/enginesmith/cli_serve.py",
     }

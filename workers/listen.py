@@ -21,6 +21,7 @@ from app.queue import Queue as Deliveries
 from app.reaper import bring_back_now
 from app.settings import Settings
 from app.storage.catalog import Catalog
+from app.storage.dial import dial
 from app.storage.redis import LOST
 
 log = logging.getLogger("enginesmith.worker")
@@ -39,6 +40,13 @@ class JobWorker(SpawnWorker):
             super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
         except LOST:
             raise SystemExit(0) from None
+
+    def fork_work_horse(self, job: Any, queue: Any) -> None:
+        """As RQ does it, but for how the process comes to its connection: RQ writes it, the password too, on a command
+        line that everybody on the machine can read, and knows no Sentinels."""
+        assert self.execution is not None
+        command = [sys.executable, "-m", "workers.horse", self.key, queue.name, job.id, self.execution.id]
+        self._horse_pid = os.posix_spawn(sys.executable, command, Settings().environ(), setpgroup=0)
 
     def handle_work_horse_killed(self, job: Any, *args: Any, **kwargs: Any) -> None:
         """A process that died is seen here first. Where this fails, the lease expires and the reaper comes."""
@@ -70,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise SystemExit("ENGINESMITH_REDIS_URL is not set")
     logging.basicConfig(stream=sys.stderr, level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("rq.worker").setLevel(logging.ERROR)
-    connection = redis.Redis.from_url(settings.redis_url)
+    connection = dial(settings.redis_url, redis.Redis)
     # Imported here, not as __main__: the spawned process finds the class by its module's name.
     from workers.listen import JobWorker as Listening
 

@@ -103,8 +103,9 @@ def _keep(
 
 def describe(id: str, queues: tuple[str, ...], count: int) -> dict[str, Any]:
     """What the app shows of these workers: which targets they can build, on what, how well their sandbox isolates."""
-    from workers.load.sandbox import isolation
+    from workers.load import sandbox
 
+    fences = sandbox.fences()
     targets: dict[str, Any] = {}
     for name in runtimes.names():
         if name != "echo":
@@ -115,7 +116,8 @@ def describe(id: str, queues: tuple[str, ...], count: int) -> dict[str, Any]:
             }  # fmt: skip
     return {
         "id": id, "host": socket.gethostname(), "queues": list(queues), "count": count, "targets": targets,
-        "isolation": isolation(), "started_at": now(),
+        "isolation": fences.level if fences else "none", "started_at": now(),
+        "fences": fences.told() if fences else "unknown: the sandbox does not start here",
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from app.domain.keys import Key
 from app.errors import Problem
 
 OPEN = ("/healthz", "/docs", "/redoc", "/openapi.json")
+WEBHOOKS = "/v1/webhooks"
 CALLER = "enginesmith.key"  # in the scope of a request: the key that it came with
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 audit = logging.getLogger("enginesmith.audit")
@@ -24,6 +25,8 @@ def needed(method: str, path: str) -> str | None:
         return None
     if path.startswith(("/predict/", "/v2/")):
         return "predict" if method == "POST" else "any"
+    if path == WEBHOOKS or path.startswith(WEBHOOKS + "/"):  # whoever reads one may call its receiver
+        return "admin"
     if path.startswith("/v1/") and method not in _READING:
         return "write"
     return "any"

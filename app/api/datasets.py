@@ -12,11 +12,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from app.api.auth import caller
 from app.api.body import Json, checked, parse_json
 from app.api.examples import headers, problems, upload_body
 from app.api.files import file_response
 from app.api.models import missing_part, unknown_part
 from app.api.paging import Cursor, Limit, page
+from app.api.submitting import check_room
 from app.api.told import dataset_json
 from app.api.uploads import MultipartBody, Part
 from app.deps import TheArtifacts, TheCatalog, TheSettings
@@ -53,11 +55,13 @@ _UPLOADS: dict[str, Any] = {
     openapi_extra=upload_body(DatasetManifest, "a .npz, a zip of images, a csv or a parquet file", _UPLOADS),
 )
 async def upload(request: Request, settings: TheSettings, artifacts: TheArtifacts, catalog: TheCatalog) -> Response:
+    await check_room(request)
     await asyncio.to_thread(settings.scratch.mkdir, parents=True, exist_ok=True)
     scratch = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="dataset-", dir=settings.scratch))
     try:
         manifest, file = await _receive(request, settings, scratch)
-        draft = await read_dataset(settings, manifest, file, scratch)
+        holder = caller(request.scope)
+        draft = await read_dataset(settings, manifest, file, scratch) | {"key": holder.owner if holder else None}
         file.unlink()
         publishing = asyncio.to_thread(_publish, artifacts, catalog, manifest.name, draft, scratch / "data")
         dataset = await asyncio.shield(asyncio.ensure_future(publishing))

@@ -50,7 +50,7 @@ _TOLD = {
     416: "no such range",
     422: "well-formed and wrong",
     503: "a part is not there",
-    507: "the disk is full",
+    507: "no room for more: on the disk, in the store, or for this key",
 }
 
 

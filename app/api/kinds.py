@@ -75,6 +75,6 @@ def _target_json(name: str, here: dict[str, Any], workers: list[dict[str, Any]])
 
 def _isolation(workers: list[dict[str, Any]]) -> str:
     """The weakest of the workers': what an upload can count on."""
-    ranks = ("none", "landlock", "namespaces")
+    ranks = ("none", "network", "files", "landlock", "namespaces")
     found = [w.get("isolation", "none") for w in workers]
     return min(found, key=lambda i: ranks.index(i) if i in ranks else 0) if found else "unknown: no worker is alive"

@@ -17,7 +17,7 @@ from app.api.examples import headers, problems, upload_body
 from app.api.files import file_response
 from app.api.manifest import ModelManifest, check_architecture
 from app.api.paging import Cursor, Limit, page
-from app.api.submitting import accepted, fingerprint, submit_once
+from app.api.submitting import accepted, check_room, fingerprint, submit_once
 from app.api.told import lineage_json, version_json
 from app.api.uploads import MultipartBody, Part, safe_filename
 from app.deps import TheArtifacts, TheCatalog, TheQueue, TheSettings
@@ -62,6 +62,7 @@ _UPLOADS: dict[str, Any] = {
 async def upload(
     request: Request, settings: TheSettings, artifacts: TheArtifacts, catalog: TheCatalog, queue: TheQueue
 ) -> Response:
+    await check_room(request)
     manifest, staged, filename = await _receive(request, settings, artifacts)
     kept = False
     try:

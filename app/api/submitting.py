@@ -18,9 +18,8 @@ from app.api.auth import caller
 from app.api.body import Json
 from app.api.told import job_json
 from app.api.waiting import applied, ended_or, idempotency_key, preferred_wait, same_as_before
-from app.domain.keys import Key
 from app.domain.records import Job
-from app.errors import Overloaded, Unavailable
+from app.errors import Unavailable
 from app.queue import Queue
 from app.storage.catalog import Catalog
 
@@ -51,8 +50,7 @@ async def submit_once(
         if before is not None:
             return before, False
     try:
-        if holder is not None:
-            await asyncio.to_thread(_check_jobs, catalog, holder)
+        await asyncio.to_thread(request.app.state.room.check, 0, holder)
         made = await make(id)
         if holder is not None:
             made = made.but(key=holder.owner)
@@ -70,16 +68,11 @@ async def submit_once(
     return job, True
 
 
-def _check_jobs(catalog: Catalog, key: Key) -> None:
-    """Raises Overloaded for a key that has as many jobs as it may."""
-    most = key.limits.jobs
-    if most is not None and (held := catalog.open_of(key.owner)) >= most:
-        raise Overloaded(
-            f"this key has {held} jobs that have not ended, and may have {most}",
-            code="too_many_jobs",
-            hint="wait for one of them, or cancel it",
-            headers={"Retry-After": "5"},
-        )
+async def check_room(request: Request) -> None:
+    """Before the body of an upload is read. Raises InsufficientStorage, Overloaded."""
+    declared = request.headers.get("content-length", "")
+    incoming = int(declared) if declared.isdecimal() else 0
+    await asyncio.to_thread(request.app.state.room.check, incoming, caller(request.scope))
 
 
 async def accepted(request: Request, catalog: Catalog, job: Job) -> Response:

@@ -25,7 +25,7 @@ _one_by_one = ThreadPoolExecutor(1, thread_name_prefix="decode-huge")
 
 def deadline_of(ask: Ask) -> float | None:
     """Of the header X-Timeout-Ms, on time.monotonic's clock. Raises Unprocessable for a header that is no number of
-    milliseconds; DeadlineExceeded for 0."""
+    milliseconds."""
     given = ask.headers.get(b"x-timeout-ms")
     if given is None:
         return None
@@ -33,10 +33,7 @@ def deadline_of(ask: Ask) -> float | None:
         detail = f"X-Timeout-Ms must be a number of milliseconds, not {given[:40].decode('latin-1')!r}"
         errors = [{"loc": ["header", "X-Timeout-Ms"], "msg": detail}]
         raise Unprocessable(detail, code="bad_timeout", hint="such as 250", errors=errors)
-    milliseconds = float(given)
-    if milliseconds == 0:
-        raise DeadlineExceeded("X-Timeout-Ms is 0: the deadline has passed already")
-    return ask.came + min(_LONGEST_MS, milliseconds) / 1e3
+    return ask.came + min(_LONGEST_MS, float(given)) / 1e3
 
 
 async def lane_of(ask: Ask, deadline: float | None = None) -> ServedLane:
@@ -51,6 +48,8 @@ async def answered(ask: Ask, deadline: float | None, answer: Callable[[ServedLan
     """What `answer` gives for the lane that serves; asked once more where a new version was swapped in meanwhile."""
     for again in (True, False):
         with await lane_of(ask, deadline) as lane:
+            if deadline == ask.came:
+                raise DeadlineExceeded("X-Timeout-Ms is 0: the deadline has passed already")
             try:
                 return await _answered(ask, lane, answer)
             except Problem as problem:

@@ -21,6 +21,7 @@ class Limits(Record):
 
     requests_per_second: float | None = Field(None, gt=0, le=1e6, allow_inf_nan=False)
     jobs: int | None = Field(None, ge=0)  # that have not ended
+    bytes: int | None = Field(None, ge=0)  # of the versions and data sets that were made with it
 
 
 class Key(Record):

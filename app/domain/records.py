@@ -156,6 +156,7 @@ class Version(Record):
     notes: tuple[str, ...] = ()
     # Facts a runtime or pass needs again (precision, max_batch, threads …).
     details: dict[str, Any] = {}
+    key: str | None = None  # the id of the API key that its job was submitted with
     created_at: str
 
     @cached_property
@@ -195,6 +196,7 @@ class Dataset(Record):
     split_note: str
     preprocess: dict[str, Any] | None = None
     columns: tuple[str, ...] | None = None
+    key: str | None = None  # the id of the API key that it was uploaded with
     created_at: str
 
     @property

@@ -1,31 +1,43 @@
 """The process that reads one data set: native decoders work on strangers' bytes here, apart from the app's requests.
 
-stdin: {file, folder, scratch, manifest, max_bytes, max_files, memory_bytes}; stdout: {draft} or {problem}.
+stdin: {file, folder, scratch, manifest, max_bytes, max_files, limits, parent}; stdout: a line that says which fences
+stand around it, then {draft} or {problem}.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import resource
+import os
 import sys
 import traceback
 import warnings
 from pathlib import Path
 from typing import Any
 
-from app.errors import Internal, Problem
-from app.intake.draft import Intake
-from app.intake.manifest import DatasetManifest
-from app.intake.read import read_dataset
+from app.confinement import child
+from app.confinement.fences import Limits, confine
 
 
 def main() -> None:
     asked = json.load(sys.stdin)
-    memory = asked["memory_bytes"]
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    fences = confine(
+        Path(asked["scratch"]),
+        Limits(**asked["limits"]),
+        parent=asked["parent"],
+        readable=[*child.code(), Path(asked["file"])],
+        listed=child.names(),
+    )
+    os.write(1, json.dumps(fences.data()).encode() + b"\n")
+    _read(asked)
+
+
+def _read(asked: dict[str, Any]) -> None:
+    # Imported behind the fences: numpy starts threads.
+    from app.errors import Internal, Problem
+    from app.intake.draft import Intake
+    from app.intake.manifest import DatasetManifest
+    from app.intake.read import read_dataset
+
     warnings.simplefilter("ignore")
     try:
         given = Intake(

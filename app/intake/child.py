@@ -6,20 +6,27 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from app.errors import Internal, Problem, TooLarge, from_body
+from app.confinement import child as confined
+from app.confinement.fences import Fences
+from app.errors import BadDataset, Internal, Problem, TooLarge, from_body
 from app.intake.manifest import DatasetManifest
-from app.processes import die_with_parent
-from app.settings import Settings
+from app.settings import MiB, Settings
 
 log = logging.getLogger("enginesmith.intake")
+_MAX_ANSWER = 64 * MiB
+_WATCH_S = 0.1
+_weak: set[str] = set()
 
 
 async def read_dataset(settings: Settings, manifest: DatasetManifest, file: Path, scratch: Path) -> dict[str, Any]:
     """Reads `file` into scratch/data; gives the fields of a records.Dataset. Raises Problem."""
+    scratch, file = scratch.absolute(), file.absolute()
     folder = scratch / "data"
     folder.mkdir()
     asked = {
@@ -29,37 +36,92 @@ async def read_dataset(settings: Settings, manifest: DatasetManifest, file: Path
         "manifest": manifest.model_dump(mode="json"),
         "max_bytes": settings.max_unpacked_bytes,
         "max_files": settings.max_archive_files,
-        "memory_bytes": settings.sandbox_memory_bytes,
+        "parent": os.getpid(),
+        "limits": {
+            "memory": settings.sandbox_memory_bytes,
+            # What it checks by itself, and room for the head of a file.
+            "file": settings.max_unpacked_bytes + MiB,
+            "threads": confined.most_threads(),
+        },
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable,
+        "-P",
         "-m",
         "app.intake",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=settings.environ(),
-        preexec_fn=die_with_parent(),
+        env=confined.environment(scratch, settings.threads or os.cpu_count() or 1),
+        cwd=scratch,
+        start_new_session=True,
     )
     try:
-        out, err = await process.communicate(json.dumps(asked).encode())
-    except BaseException:
+        out, err = await _converse(process, json.dumps(asked).encode())
+    finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await asyncio.shield(process.wait())
-        raise
+    return _answer(process.returncode, out, err, folder)
+
+
+async def _converse(process: asyncio.subprocess.Process, request: bytes) -> tuple[bytes, bytes]:
+    """What it answers and says, while its threads are counted."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    reading = [asyncio.ensure_future(_read(pipe)) for pipe in (process.stdout, process.stderr)]
     try:
-        answer = json.loads(out)
-    except ValueError:
-        told = err.decode(errors="replace")[-2000:]
-        log.error("the reader of a data set ended with %s: %s", process.returncode, told)
-        if process.returncode == -9:
+        with contextlib.suppress(ConnectionError):
+            process.stdin.write(request)
+            await process.stdin.drain()
+        process.stdin.close()
+        while not all(r.done() for r in reading):
+            if process.returncode is not None and not (await asyncio.wait(reading, timeout=1))[0]:
+                # It is gone, and something that it started holds the pipes.
+                os.killpg(process.pid, signal.SIGKILL)
+            await asyncio.wait(reading, timeout=_WATCH_S)
+            if (started := confined.threads_of(process.pid)) > confined.most_threads():
+                raise BadDataset(f"reading it started {started} threads", code="too_many_threads")
+        out, err = (r.result() for r in reading)
+    finally:
+        for task in reading:
+            task.cancel()
+    if len(out) > _MAX_ANSWER:
+        raise BadDataset("what is to be told of it is too large")
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), 5)
+    return out, err
+
+
+async def _read(pipe: asyncio.StreamReader) -> bytes:
+    """All of it, or a little more than may be."""
+    found = bytearray()
+    while len(found) <= _MAX_ANSWER and (part := await pipe.read(MiB)):
+        found += part
+    return bytes(found)
+
+
+def _answer(code: int | None, out: bytes, err: bytes, folder: Path) -> dict[str, Any]:
+    told, _, said = out.partition(b"\n")
+    try:
+        fences, answer = Fences(**json.loads(told)), json.loads(said)
+        if not isinstance(answer, dict):
+            raise TypeError
+    except (ValueError, TypeError):
+        log.error("the reader of a data set ended with %s: %s", code, err.decode(errors="replace")[-2000:])
+        if code == -9:
             raise TooLarge("reading this data set takes more memory than there is") from None
         raise Internal("the process that read the data set died", hint="its file may be made to do so") from None
+    if not fences.strong and fences.told() not in _weak:
+        _weak.add(fences.told())
+        log.warning("data sets are read with isolation %s", fences.told())
     if "problem" in answer:
         problem: Problem = from_body(answer["problem"])
         if problem.status >= 500:
             log.error("reading a data set failed: %s", err.decode(errors="replace")[-2000:])
         raise problem
+    if left := confined.strangers(folder):
+        raise BadDataset(f"reading it left links or pipes behind: {', '.join(left[:3])}")
     draft: dict[str, Any] = answer["draft"]
     return draft

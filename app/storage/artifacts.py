@@ -85,6 +85,11 @@ class Artifacts:
         self._patience_s = patience_s
         self.url = url
 
+    @property
+    def folder(self) -> Path | None:
+        """Where it lies; None for a bucket."""
+        return self._folder
+
     async def stage(self, chunks: AsyncIterator[bytes], *, filename: str, limit: int) -> Staged:
         """Streams an upload to `staging/{id}/{filename}`, hashing while it writes; a few parts are in memory at a time.
 

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any, Self
 
 from app.domain.records import ENDED, Job, Progress, Status, now
+from app.domain.webhooks import announcement
 from app.errors import NotFound
 from app.settings import Settings
 from app.storage import encoding, scripts, trials
@@ -15,6 +16,7 @@ from app.storage.deployments import Deployments, texts_of
 from app.storage.index import Index
 from app.storage.redis import PatientRedis, connect
 from app.storage.trials import Fenced, Stale, Trials
+from app.storage.webhooks import HOOKS, Webhooks
 
 __all__ = ["Catalog", "Fenced", "Stale"]
 
@@ -33,6 +35,7 @@ class Catalog(Index, Deployments):
         self._renew = redis.register_script(scripts.RENEW)
         self._note = redis.register_script(scripts.NOTE)
         self.trials = Trials(redis, self.brief)
+        self.webhooks = Webhooks(redis)
 
     @classmethod
     def open(cls, settings: Settings, url: str, *, patience_s: float | None = None) -> Self:
@@ -107,6 +110,29 @@ class Catalog(Index, Deployments):
                 return found, None
             upper = fresh[-1][1]
 
+    def counts(self) -> tuple[int, int]:
+        """How many jobs are kept, trials aside, and how many have not ended, trials too."""
+        return int(self.redis.zcard("es:jobs")), int(self.redis.scard("es:jobs:open"))
+
+    def memory_bytes(self) -> int:
+        """What Redis says that it holds."""
+        return int(self.redis.info("memory")["used_memory"])
+
+    def jobs_before(self, at_ms: int, first: int, count: int) -> list[str]:
+        """Ids of jobs that were made before then, oldest first, after the first so many."""
+        found: list[str] = self.redis.zrangebyscore("es:jobs", "-inf", at_ms, start=first, num=count)
+        return found
+
+    def forget_job(self, id: str) -> None:
+        """A job that has ended, with its trials: as if there had been none. The list of jobs forgets it last, so that
+        whoever is stopped halfway can go on."""
+        for one in (*self.trials.ids(id), id):
+            self.redis.delete(_job(one), _events(one), _history(one), _lease(one), *trials.extras(one))
+            self.redis.zrem(trials.ALL, one)
+            self.redis.srem("es:jobs:open", one)
+        self.trials.drop_study(id)
+        self.redis.zrem("es:jobs", id)
+
     def open_of(self, key: str) -> int:
         """How many jobs that were submitted with a key have not ended; their trials are not counted."""
         if ended := self.redis.sdiff([_of_key(key), "es:jobs:open"]):
@@ -148,12 +174,14 @@ class Catalog(Index, Deployments):
             changes |= {"waiting": False, "due": False}
         after = before.but(status=to, **changes)
         fields = encoding.fields(after.model_dump(mode="json", include=set(changes)), but={"history"})
+        news = announcement(after)
+        told = ("", "", "", "") if news is None else (news[0].event, news[0].id, news[0].model_dump_json(), news[1])
         answer = self._move(
-            keys=[_job(id), _events(id), _lease(id), "es:jobs:open", *trials.places(before.parent)],
+            keys=[_job(id), _events(id), _lease(id), "es:jobs:open", *trials.places(before.parent), HOOKS],
             args=[
                 f"|{'|'.join(was)}|", to, "" if attempt is None else attempt, uuid.uuid4().hex,
                 "" if lease_s is None else int(lease_s * 1000), encoding.event(after.model_dump(mode="json")), id,
-                "1" if to in ENDED else "", *(x for pair in fields.items() for x in pair),
+                "1" if to in ENDED else "", *told, *(x for pair in fields.items() for x in pair),
             ],
         )  # fmt: skip
         if answer[0] == "missing":

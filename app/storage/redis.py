@@ -11,6 +11,7 @@ from redis.exceptions import BusyLoadingError, ConnectionError, ReadOnlyError, R
 from redis.retry import Retry
 
 from app.errors import Unavailable
+from app.storage.dial import dial
 
 LONGEST_WAIT_S = 2.0
 LOST = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError)
@@ -46,8 +47,9 @@ def connect(url: str, *, patience_s: float) -> PatientRedis:
     retries = 5 + ceil(max(0.0, patience_s - LONGEST_WAIT_S) / LONGEST_WAIT_S)
     # Who has little patience has spent it all by the time that a server which hangs has not answered once.
     tried_again = LOST if patience_s > LONGEST_WAIT_S else tuple(kind for kind in LOST if kind is not TimeoutError)
-    return PatientRedis.from_url(  # type: ignore[return-value]
+    return dial(
         url,
+        PatientRedis,
         decode_responses=True,
         retry=Retry(ExponentialBackoff(cap=LONGEST_WAIT_S, base=0.05), retries, supported_errors=tried_again),
         retry_on_error=list(tried_again),

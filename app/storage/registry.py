@@ -13,16 +13,17 @@ from app.errors import Internal, NotFound
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
 from app.storage.kept_deployments import restore_deployments
+from app.storage.kept_webhooks import restore_webhooks
 
 MANIFEST = "manifest.json"
 TOMBSTONE = "tombstone.json"
 
 
 def put_files(artifacts: Artifacts, folder: Path, prefix: str) -> tuple[dict[str, str], int]:
-    """Uploads a whole folder below a prefix: ({relative path: sha256}, bytes)."""
+    """Uploads a whole folder below a prefix, but for links: ({relative path: sha256}, bytes)."""
     files: dict[str, str] = {}
     total = 0
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()):
         name = path.relative_to(folder).as_posix()
         files[name], size = artifacts.put_file(path, f"{prefix}/{name}")
         total += size
@@ -47,6 +48,8 @@ def publish_version(artifacts: Artifacts, catalog: Catalog, draft: Version) -> V
     A repeated call of the same job finds what it published before.
     """
     published = find_version(artifacts, draft.name, draft.made_by.job)
+    with contextlib.suppress(NotFound):
+        draft = draft.but(key=catalog.brief(draft.made_by.job).key)
     while published is None:
         numbered = draft.but(version=_newest(artifacts, f"models/{draft.name}") + 1)
         with contextlib.suppress(FileExistsError):
@@ -103,9 +106,9 @@ def remove_dataset(artifacts: Artifacts, catalog: Catalog, name: str, n: int | N
 
 
 def reindex(artifacts: Artifacts, catalog: Catalog) -> dict[str, int]:
-    """Rebuilds the index in Redis from the manifests, with the deployments that it does not know; says how many of each
-    there were."""
-    found = {"versions": 0, "datasets": 0, "evaluations": 0, "deployments": 0}
+    """Rebuilds the index in Redis from the manifests, with the deployments and webhooks that it does not know; says how
+    many of each there were."""
+    found = {"versions": 0, "datasets": 0, "evaluations": 0, "deployments": 0, "webhooks": 0}
     for name in artifacts.folders("models"):
         for n in numbers(artifacts, f"models/{name}"):
             if version := read_version(artifacts, name, n):
@@ -121,6 +124,7 @@ def reindex(artifacts: Artifacts, catalog: Catalog) -> dict[str, int]:
                 catalog.put_dataset(dataset)
                 found["datasets"] += 1
     found["deployments"] = restore_deployments(artifacts, catalog)
+    found["webhooks"] = restore_webhooks(artifacts, catalog)
     catalog.note_memory()
     return found
 

@@ -1,12 +1,17 @@
 """The Lua scripts that change a job: each is one step that nobody can come between."""
 
+from app.storage.webhook_scripts import TELL
+
 # KEYS: job hash, event stream, lease, set of open jobs, and of a trial its parent's hash and that one's open trials,
-# else twice "".
+# else twice ""; hash of webhooks.
 # ARGV: statuses it may be in ("|a|b|"), the next, attempt expected or "", token, lease in ms or "", event, id,
-# "1" when it ends, then fields.
+# "1" when it ends, then what webhooks are told: event or "", delivery's id, its record, its body; then fields.
 # The token makes a repeated call (the answer was lost on the way) harmless.
 # A trial that ends is news to its parent, in the same step: a parent that parks itself meanwhile cannot miss it.
-MOVE = """
+# Webhooks are told in the same step, too.
+MOVE = (
+    TELL
+    + """
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status then return {'missing'} end
 local attempt = redis.call('HGET', KEYS[1], 'attempt')
@@ -15,7 +20,7 @@ if not string.find(ARGV[1], '|' .. status .. '|', 1, true) or (ARGV[3] ~= '' and
   return {'stale', status, attempt}
 end
 redis.call('HSET', KEYS[1], 'status', ARGV[2], 'token', ARGV[4])
-for i = 9, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+for i = 13, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 if ARGV[5] == '' then
   if ARGV[2] ~= 'cancelling' then redis.call('DEL', KEYS[3]) end
 else redis.call('SET', KEYS[3], redis.call('HGET', KEYS[1], 'attempt'), 'PX', ARGV[5]) end
@@ -28,8 +33,10 @@ if KEYS[5] ~= '' then
 end
 if ARGV[2] == 'running' then redis.call('HDEL', KEYS[1], 'news') end
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', 20000, '*', 'type', 'state', 'data', ARGV[6])
+if ARGV[9] ~= '' then tell(KEYS[7], ARGV[9], ARGV[10], ARGV[11], ARGV[12], '') end
 return {'ok'}
 """
+)
 
 # KEYS: job hash, lease. ARGV: attempt, lease in ms.
 # Answers the status, or "fenced" for an attempt that is no longer the one.

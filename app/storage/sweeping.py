@@ -13,6 +13,7 @@ from app.storage.artifacts import Artifacts, Entry
 from app.storage.catalog import Catalog
 from app.storage.plans import sweep_plans
 from app.storage.registry import numbers, read_dataset, read_version
+from app.storage.retention import forget_jobs
 from app.storage.timings import sweep_timings
 
 TRIALS_KEPT_S = 7 * 24 * 3600.0
@@ -22,9 +23,12 @@ _WAITING = ("search", "optimize")
 _KEY = re.compile(r"\b[0-9a-f]{64}\b")
 
 
-def sweep(artifacts: Artifacts, catalog: Catalog, older_than_s: float, trials_bytes: int = 0) -> int:
+def sweep(
+    artifacts: Artifacts, catalog: Catalog, older_than_s: float, trials_bytes: int = 0, jobs_kept_s: float = 0
+) -> int:
     """Removes uploads, checkpoints and files that nothing names, once they are old, and what trials have kept; says how
-    many objects went. trials_bytes: what all trials together may keep; 0: no bound."""
+    many objects went. trials_bytes: what all trials together may keep; 0: no bound. jobs_kept_s: for how long a job
+    that has ended is remembered; 0: for ever."""
     before = datetime.now(UTC) - timedelta(seconds=older_than_s)
     open_jobs = list(catalog.open_jobs())
     open_ids = {job.id for job in open_jobs}
@@ -44,6 +48,8 @@ def sweep(artifacts: Artifacts, catalog: Catalog, older_than_s: float, trials_by
     gone += sweep_plans(artifacts, {sha for record in records for sha in record.files.values()}, open_ids, before)
     gone += sweep_timings(artifacts, catalog.redis, before)
     _sweep_studies(catalog)
+    if jobs_kept_s:
+        forget_jobs(catalog, {r.made_by.job for r in records if isinstance(r, Version)}, jobs_kept_s)
     return gone + _sweep_trials(artifacts, _in_use(catalog, open_jobs), trials_bytes)
 
 

@@ -60,11 +60,7 @@ class Trials:
 
     def of(self, parent: str, names: Iterable[str] | None = None) -> dict[str, Job]:
         """A job's trials by name, without histories: all, or those of the names that there are; oldest first."""
-        ids = (
-            [f"{parent}-{name}" for name in names]
-            if names is not None
-            else self._redis.zrange(of_parent(parent), 0, -1)
-        )
+        ids = self.ids(parent) if names is None else [f"{parent}-{name}" for name in names]
         found: dict[str, Job] = {}
         for first in range(0, len(ids), 200):
             pipe = self._redis.pipeline(transaction=False)
@@ -73,6 +69,11 @@ class Trials:
             for id, held in zip(ids[first : first + 200], pipe.execute(), strict=True):
                 if held:
                     found[id[len(parent) + 1 :]] = encoding.job_of(held)
+        return found
+
+    def ids(self, parent: str) -> list[str]:
+        """Of all trials of a job, oldest first."""
+        found: list[str] = self._redis.zrange(of_parent(parent), 0, -1)
         return found
 
     def open(self, parent: str) -> list[str]:
@@ -178,6 +179,11 @@ def places(parent: str | None) -> tuple[str, str]:
 def of_parent(parent: str) -> str:
     """All trials of a job, by their time."""
     return f"es:job:{parent}:trials"
+
+
+def extras(id: str) -> tuple[str, str, str]:
+    """What is kept of a job's trials, beside the trials."""
+    return of_parent(id), places(id)[1], _stopped(id)
 
 
 def _stopped(parent: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from .client import Client
 from .errors import (
     ApiError,
+    BadSignature,
     DeploymentFailed,
     EnginesmithError,
     JobFailed,
@@ -18,9 +19,11 @@ from .errors import (
 from .export import Exported, export
 from .graph import NotExpressible
 from .records import Event, Job, Prediction, Record, Version
+from .webhooks import verify_webhook
 
 __all__ = [
     "ApiError",
+    "BadSignature",
     "Client",
     "DeploymentFailed",
     "EnginesmithError",
@@ -36,4 +39,5 @@ __all__ = [
     "Unreachable",
     "Version",
     "export",
+    "verify_webhook",
 ]

@@ -23,11 +23,14 @@ def create(
     scopes: Annotated[str | None, typer.Option(help="predict, write, admin; as in predict+write (predict)")] = None,
     requests_per_second: Annotated[float | None, typer.Option(help="of all replicas together (no limit)")] = None,
     jobs: Annotated[int | None, typer.Option(help="that may not have ended at once (no limit)")] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option("--bytes", help="of all that is made with it and still there (no limit)")
+    ] = None,
     data: Data = None,
 ) -> None:
     """Makes a key and prints it, this once. It counts within a second."""
     options: dict[str, object] = {"--name": name, "--scopes": scopes, "--data": data, "--jobs": jobs}
-    _run(context, "create", options | {"--requests-per-second": requests_per_second})
+    _run(context, "create", options | {"--requests-per-second": requests_per_second, "--bytes": max_bytes})
 
 
 @keys.command("list")

@@ -1,4 +1,5 @@
-"""`enginesmith serve`, `worker` and `reindex`: this process becomes the service, with its signals and exit codes."""
+"""`enginesmith serve`, `worker`, `reindex`, `backup` and `restore`: this process becomes the service, with its signals
+and exit codes."""
 
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ def add_to(app: typer.Typer) -> None:
     app.command()(serve)
     app.command()(worker)
     app.command()(reindex)
+    app.command()(backup)
+    app.command()(restore)
 
 
 def serve(
@@ -48,6 +51,22 @@ def worker(
 def reindex(data: Data = None) -> None:
     """Rebuilds the index of models and data sets from their manifests."""
     become("app", "reindex", {"--data": data})
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(help="what is written; one of that name is replaced")], data: Data = None
+) -> None:
+    """Writes what Redis alone holds into a file: jobs with their events and curves, and searches."""
+    become("app", "backup", {"--data": data}, words=[str(file)])
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="what `backup` wrote")],
+    replace: Annotated[bool, typer.Option("--replace", help="forget the jobs that Redis holds")] = False,
+    data: Data = None,
+) -> None:
+    """Reads what `backup` wrote, and rebuilds the index. What was running then is started again."""
+    become("app", "restore", {"--data": data}, words=[str(file), *(["--replace"] if replace else [])])
 
 
 def become(module: str, command: str | None, options: dict[str, object], words: Sequence[str] = ()) -> None:

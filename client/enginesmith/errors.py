@@ -5,6 +5,7 @@ EnginesmithError
 │   ├── JobFailed        a job that was waited for failed or was cancelled; carries the job
 │   └── DeploymentFailed a deployment that was waited for failed; carries it
 ├── OtherNetwork         a recipe was to be done again to a checkpoint of another architecture
+├── BadSignature         what called a receiver of webhooks is not the service
 ├── Unreachable          nobody answers at that address
 └── TimedOut             our own patience ended; the work goes on
 """
@@ -102,6 +103,14 @@ class OtherNetwork(EnginesmithError):
         self.differences = list(differences)
         super().__init__("\n  ".join([detail, *self.differences]))
         self.hint = "a recipe is done again to another checkpoint of the same architecture"
+
+
+class BadSignature(EnginesmithError):
+    """Not signed with the secret of the webhook, or too long ago: answer 400, and do nothing with it."""
+
+    def __init__(self, detail: str, hint: str) -> None:
+        super().__init__(detail)
+        self.hint = hint
 
 
 class Unreachable(EnginesmithError):

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from running import Service, start_service
 
+from .telling import Results, Tell, teller
+
 Start = Callable[..., Service]
+RESULTS = Results(Path(os.environ["DRILLS_REPORT"])) if "DRILLS_REPORT" in os.environ else None
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if RESULTS is not None and "/drills/" in report.nodeid:
+        RESULTS.add(report)
+
+
+def pytest_sessionfinish() -> None:
+    if RESULTS is not None:
+        RESULTS.write()
 
 
 @pytest.fixture
@@ -25,3 +40,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     yield make
     codes = [service.stop() for service in started]
     assert set(codes) <= {0}
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Tell:
+    return teller(request)

@@ -34,11 +34,12 @@ JSON = {"Content-Type": "application/json"}
 
 
 def publish(
-    service: Service, model: bytes, name: str = "net", max_batch: int = 8, redis_url: str | None = None, **fields: Any
-) -> Version:
+    service: Service, model: bytes, name: str = "net", max_batch: int = 8, redis_url: str | None = None,
+    store: str | None = None, **fields: Any,
+) -> Version:  # fmt: skip
     """An ONNX file as a version that ONNX Runtime serves, as a job of kind convert would leave it. fields: of the
     version; `shape` and `width` of its input and output, `file` its name."""
-    settings = Settings(data=service.data)
+    settings = Settings(data=service.data, store_url=store)
     artifacts = Artifacts(settings.artifacts_url)
     catalog = Catalog.open(settings, redis_url or url_of(service.data), patience_s=60)
     folder = service.data / "made" / f"{name}-{uuid.uuid4().hex[:12]}"

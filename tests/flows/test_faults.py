@@ -81,7 +81,7 @@ def test_a_running_job_is_cancelled_long_before_its_end(own: Service, client: Cl
 def test_a_killed_attempt_resumes_from_its_checkpoint(own: Service, client: Client, victims: list[str]) -> None:
     id = start_training(client)
     until(lambda: files_in(own.data / "store" / "checkpoints" / id) != [])
-    doomed = {"job": processes(own, "rq.executions"), "worker": processes(own, "workers.listen", "--queues")}
+    doomed = {"job": processes(own, "workers.horse"), "worker": processes(own, "workers.listen", "--queues")}
     for victim in victims:
         kill(doomed[victim])
     until(lambda: client.jobs.get(id).attempt == 2)
@@ -97,7 +97,7 @@ def test_killed_twice_it_fails_with_a_clear_error_and_can_be_retried(own: Servic
     id = start_training(client)
     for attempt in (1, 2):
         until(lambda n=attempt: is_at(client, id, n, "running"))  # type: ignore[misc]
-        kill(processes(own, "rq.executions"))
+        kill(processes(own, "workers.horse"))
         until(lambda n=attempt: is_at(client, id, n + 1) or is_at(client, id, n, "failed"))  # type: ignore[misc]
     job = client.jobs.get(id)
     assert job.status == "failed"

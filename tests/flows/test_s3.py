@@ -54,9 +54,9 @@ def at_work(service: Service) -> list[psutil.Process]:
             lines[process] = " ".join(process.cmdline())
         except psutil.Error:
             continue
-    if not any("rq.executions" in line for line in lines.values()):
+    if not any("workers.horse" in line for line in lines.values()):
         return []
-    return [process for process, line in lines.items() if "rq.executions" in line or "workers.listen" in line]
+    return [process for process, line in lines.items() if "workers.horse" in line or "workers.listen" in line]
 
 
 def answers(client: Client, x: np.ndarray) -> np.ndarray | None:

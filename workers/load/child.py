@@ -1,12 +1,12 @@
 """The sandboxed process: reads one request, takes its own rights away, does one task, writes one answer.
 
-The request and the answer are JSON. Nothing big is imported before the fences stand.
+The request and the answer are JSON. Nothing big is imported before the fences stand; which of them do is told in a line
+of its own before the stranger's file is opened, because after that nothing said here can be trusted.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import signal
@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from workers.load.confine import confine
+from app.confinement import child
+from app.confinement.fences import Limits, confine
 
 MAX_REQUEST = 256 * 1024 * 1024
 
@@ -29,28 +30,27 @@ def main() -> None:
     answer = int(sys.argv[1])
     request = json.loads(sys.stdin.buffer.read(MAX_REQUEST))
     folder = Path(request["folder"])
-    isolation = confine(folder, **request["limits"], parent=request["parent"], readable=_code())
+    limits = Limits(**request["limits"])
+    fences = confine(folder, limits, parent=request["parent"], readable=child.code(), listed=child.names())
+    _write(answer, fences.data())
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     # A file over its limit is an OSError, not a silent death.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    found: dict[str, Any] = {"isolation": isolation}
+    found: dict[str, Any] = {}
     try:
         module, _, name = request["task"].partition(":")
         found["result"] = getattr(importlib.import_module(module), name)(folder, request["arguments"])
     except Exception as error:
         found["problem"] = _body(error)
-    data = json.dumps(found, allow_nan=False).encode()
-    with os.fdopen(answer, "wb") as pipe:
-        pipe.write(data)
+    _write(answer, found)
     # Native libraries may crash while they are taken down; the answer is out.
     os._exit(0)
 
 
-def _code() -> list[Path]:
-    """Where modules come from: every place that Python searches, and our own packages."""
-    packages = [importlib.util.find_spec(name) for name in ("app", "workers", "enginesmith")]
-    homes = [Path(p) for spec in packages if spec for p in spec.submodule_search_locations or ()]
-    return [*(Path(p) for p in sys.path if p), *homes]
+def _write(pipe: int, found: dict[str, Any]) -> None:
+    left = memoryview(json.dumps(found, allow_nan=False).encode() + b"\n")
+    while left:
+        left = left[os.write(pipe, left) :]
 
 
 def _body(error: Exception) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import selectors
 import signal
@@ -15,26 +16,36 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from app.confinement import child as confined
+from app.confinement.fences import Fences
 from app.errors import BadCheckpoint, Internal, from_body
 from app.settings import Settings
-from workers.load.confine import Isolation
+
+log = logging.getLogger("enginesmith.sandbox")
 
 MAX_ANSWER = 64 * 1024 * 1024
 # Beyond its CPU time a child may wait for a disk so long, in seconds.
 _PATIENCE_S = 120
-# What a child sees of our environment: no addresses, no keys, no proxies.
-_KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ", "OMP_NUM_THREADS", "SSL_CERT_FILE")
+# How often a child's threads are counted, and how long it may take to end once it has answered, in seconds.
+_WATCH_S = 0.1
+_FAREWELL_S = 1.0
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
 def run(task: str, folder: Path, arguments: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """The answer of one task, with `isolation` beside what it found.
+    """The answer of one task, with `isolation` beside what it found: which fences stood, in words.
 
     task: "module:function", where function(folder, arguments) returns JSON data. folder: the scratch folder, the only
     place where the child may write. Raises the Problem that the child met, or BadCheckpoint for one that crashed, or
     ran out of memory or time.
     """
+    fences, result = _run(task, folder, arguments, settings)
+    return result | {"isolation": fences.told()}
+
+
+def _run(task: str, folder: Path, arguments: dict[str, Any], settings: Settings) -> tuple[Fences, dict[str, Any]]:
     folder = folder.absolute()
-    (folder / "tmp").mkdir(parents=True, exist_ok=True)
+    environment = confined.environment(folder, settings.threads or 1) | _OFFLINE
     request = {
         "task": task,
         "folder": str(folder),
@@ -44,6 +55,7 @@ def run(task: str, folder: Path, arguments: dict[str, Any], settings: Settings) 
             "memory": settings.sandbox_memory_bytes,
             "file": settings.sandbox_file_bytes,
             "cpu": settings.sandbox_cpu_s,
+            "threads": confined.most_threads(),
         },
     }
     reader, writer = os.pipe()
@@ -57,7 +69,7 @@ def run(task: str, folder: Path, arguments: dict[str, Any], settings: Settings) 
                 stderr=said,
                 pass_fds=(writer,),
                 cwd=folder,
-                env=_environment(folder, settings),
+                env=environment,
                 start_new_session=True,
             )
         except OSError as error:
@@ -65,42 +77,29 @@ def run(task: str, folder: Path, arguments: dict[str, Any], settings: Settings) 
             raise Internal(f"the sandbox could not be started: {error}") from error
         finally:
             os.close(writer)
+        patience = 0.0
         try:
             data = _converse(child, reader, json.dumps(request).encode(), settings.sandbox_cpu_s + _PATIENCE_S)
+            patience = _FAREWELL_S
         finally:
             os.close(reader)
-            _end(child)
+            _end(child, patience)
         said.seek(max(0, said.seek(0, os.SEEK_END) - 4000))
         last_words = said.read().decode(errors="replace")
+    if left := confined.strangers(folder):
+        raise BadCheckpoint(f"opening it left links or pipes behind: {', '.join(left[:3])}", code="sandbox_crashed")
     return _answer(child.returncode, data, last_words, settings)
 
 
 @cache
-def isolation() -> Isolation:
-    """How far the fences reach on this machine. Asked once per process; takes a tenth of a second."""
+def fences() -> Fences | None:
+    """Which fences stand on this machine. Asked once per process; takes a tenth of a second."""
     with tempfile.TemporaryDirectory(prefix="enginesmith-probe-") as folder:
         try:
-            found: Isolation = run("workers.load.child:probe", Path(folder), {}, Settings(sandbox_cpu_s=30))[
-                "isolation"
-            ]
+            return _run("workers.load.child:probe", Path(folder), {}, Settings(sandbox_cpu_s=30))[0]
         except Exception:
-            return "none"
-    return found
-
-
-def _environment(folder: Path, settings: Settings) -> dict[str, str]:
-    threads = str(settings.threads or 1)
-    return {k: os.environ[k] for k in _KEPT if k in os.environ} | {
-        "PYTHONPATH": os.pathsep.join(str(Path(p).absolute()) for p in sys.path if p),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONNOUSERSITE": "1",
-        "HOME": str(folder),
-        "TMPDIR": str(folder / "tmp"),
-        "OMP_NUM_THREADS": threads,
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }
+            log.exception("the sandbox does not start here")
+            return None
 
 
 def _converse(child: subprocess.Popen[bytes], reader: int, request: bytes, patience: float) -> bytes:
@@ -115,8 +114,14 @@ def _converse(child: subprocess.Popen[bytes], reader: int, request: bytes, patie
     with selectors.DefaultSelector() as waiting:
         waiting.register(reader, selectors.EVENT_READ)
         while True:
-            if not waiting.select(max(0.0, deadline - time.monotonic())):
+            if (started := confined.threads_of(child.pid)) > confined.most_threads():
+                raise BadCheckpoint(f"opening it started {started} threads", code="too_many_threads")
+            if time.monotonic() > deadline:
                 raise BadCheckpoint(f"loading it took longer than {patience:.0f} seconds", code="too_slow")
+            if not waiting.select(_WATCH_S):
+                if _ended(child):  # and something that it started holds the pipe
+                    return bytes(found)
+                continue
             part = os.read(reader, 1 << 20)
             if not part:
                 return bytes(found)
@@ -125,23 +130,29 @@ def _converse(child: subprocess.Popen[bytes], reader: int, request: bytes, patie
                 raise BadCheckpoint("what the sandbox found in it is too large to be told")
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Waits for a child that has answered, and kills one that has not, with everything it started."""
+def _end(child: subprocess.Popen[bytes], patience: float) -> None:
+    """Waits so long for a child that has answered, then kills it with everything it started."""
     if child.stdin is not None and not child.stdin.closed:
         child.stdin.close()
-    try:
-        child.wait(timeout=5 if child.poll() is None else 0)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+    deadline = time.monotonic() + patience
+    while not _ended(child) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
-def _answer(code: int, data: bytes, last_words: str, settings: Settings) -> dict[str, Any]:
+def _ended(child: subprocess.Popen[bytes]) -> bool:
+    """Without reaping it, so that its number stays its own."""
+    return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _answer(code: int, data: bytes, last_words: str, settings: Settings) -> tuple[Fences, dict[str, Any]]:
+    told, _, said = data.partition(b"\n")
     try:
-        found = json.loads(data) if data else None
-    except ValueError:
-        found = None
+        fences, found = Fences(**json.loads(told)), json.loads(said)
+    except (ValueError, TypeError):
+        raise _death(code, last_words, settings) from None
     if not isinstance(found, dict):
         raise _death(code, last_words, settings)
     if "problem" in found:
@@ -149,7 +160,7 @@ def _answer(code: int, data: bytes, last_words: str, settings: Settings) -> dict
     result = found.get("result")
     if not isinstance(result, dict):
         raise _death(code, last_words, settings)
-    return result | {"isolation": found["isolation"]}
+    return fences, result
 
 
 def _death(code: int, last_words: str, settings: Settings) -> BadCheckpoint | Internal:
@@ -166,6 +177,8 @@ def _death(code: int, last_words: str, settings: Settings) -> BadCheckpoint | In
             code="too_much_memory",
             hint="raise ENGINESMITH_SANDBOX_MEMORY_BYTES on the worker, if the model is really that large",
         )
+    if code == -signal.SIGSYS:
+        return BadCheckpoint("opening it made a system call that the sandbox forbids", code="sandbox_crashed")
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
         return BadCheckpoint(

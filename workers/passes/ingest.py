@@ -33,8 +33,8 @@ def run(spec: ImportSpec, ctx: Context) -> Outcome:
     notes = [str(note) for note in found["notes"]]
     for note in notes:
         ctx.log(note)
-    if found["isolation"] == "none":
-        ctx.log("isolation: none: this container allows neither namespaces nor Landlock", "warning")
+    weak = not found["isolation"].startswith(("namespaces", "landlock"))
+    ctx.log(f"isolation: {found['isolation']}", "warning" if weak else "info")
     draft = {
         "format": found["format"],
         "signature": found["signature"],
