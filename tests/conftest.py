@@ -89,3 +89,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     started = start_service(tmp_path_factory.mktemp("service"))
     yield started
     started.stop()
+
+
+@pytest.fixture(scope="session")
+def digits() -> dict[str, np.ndarray]:
+    """scikit-learn's digits, 8×8 in 28×28, as x [N, 1, 28, 28] in 0…1 and y."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    x = np.zeros((len(found.images), 1, 28, 28), np.float32)
+    x[:, 0, 2:26, 2:26] = found.images.repeat(3, axis=1).repeat(3, axis=2) / 16
+    return {"x": x, "y": found.target.astype(np.int64)}

@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from app.confinement import child as confined
 from app.confinement.fences import Fences
@@ -22,6 +23,7 @@ log = logging.getLogger("enginesmith.intake")
 _MAX_ANSWER = 64 * MiB
 _WATCH_S = 0.1
 _weak: set[str] = set()
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 
 async def read_dataset(settings: Settings, manifest: DatasetManifest, file: Path, scratch: Path) -> dict[str, Any]:
@@ -44,6 +46,17 @@ async def read_dataset(settings: Settings, manifest: DatasetManifest, file: Path
             "threads": confined.most_threads(),
         },
     }
+    async with _turn():
+        out, err, code = await _run(asked, scratch, settings)
+    return _answer(code, out, err, folder)
+
+
+def _turn() -> asyncio.Semaphore:
+    """As many at a time as there are cores: each may take all the memory that one may take."""
+    return _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(max(2, os.cpu_count() or 1)))
+
+
+async def _run(asked: dict[str, Any], scratch: Path, settings: Settings) -> tuple[bytes, bytes, int | None]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",
@@ -62,7 +75,7 @@ async def read_dataset(settings: Settings, manifest: DatasetManifest, file: Path
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await asyncio.shield(process.wait())
-    return _answer(process.returncode, out, err, folder)
+    return out, err, process.returncode
 
 
 async def _converse(process: asyncio.subprocess.Process, request: bytes) -> tuple[bytes, bytes]:
@@ -79,7 +92,8 @@ async def _converse(process: asyncio.subprocess.Process, request: bytes) -> tupl
         while not all(r.done() for r in reading):
             if process.returncode is not None and not (await asyncio.wait(reading, timeout=1))[0]:
                 # It is gone, and something that it started holds the pipes.
-                os.killpg(process.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # or nothing does, and this machine is slow
+                    os.killpg(process.pid, signal.SIGKILL)
             await asyncio.wait(reading, timeout=_WATCH_S)
             if (started := confined.threads_of(process.pid)) > confined.most_threads():
                 raise BadDataset(f"reading it started {started} threads", code="too_many_threads")

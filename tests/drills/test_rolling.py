@@ -59,6 +59,9 @@ class Balancer:
         kept: dict[str, http.client.HTTPConnection] = {}
         turn = number
         while not self._ending.is_set():
+            if not self.answered and not self.serving:  # the drill has not begun
+                time.sleep(0.05)
+                continue
             turn += 1
             for tried in range(20):
                 among = sorted(self.serving)
@@ -69,6 +72,8 @@ class Balancer:
                     break
             else:
                 self.failed.append("nobody takes a connection")
+        for line in kept.values():
+            line.close()
 
     def _ask(self, url: str, kept: dict[str, http.client.HTTPConnection]) -> bool:
         line = kept.pop(url, None) or http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)

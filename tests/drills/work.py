@@ -24,7 +24,7 @@ def prepare(client: Client, digits: dict[str, np.ndarray]) -> None:
 
 
 def _import(client: Client) -> str:
-    return str(client.push(SimpleCNN(), f"new{next(_numbers)}", example=torch.zeros(1, 1, 28, 28)).id)
+    return str(client.push(SimpleCNN(), f"new{next(_numbers)}", example=torch.zeros(1, 1, 28, 28), wait=False).id)
 
 
 def _job(kind: str, **spec: Any) -> Callable[[Client], str]:

@@ -19,17 +19,6 @@ def client(service: Service) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
-def digits() -> dict[str, np.ndarray]:
-    """scikit-learn's digits, 8×8 in 28×28, as x [N, 1, 28, 28] in 0…1 and y."""
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    x = np.zeros((len(found.images), 1, 28, 28), np.float32)
-    x[:, 0, 2:26, 2:26] = found.images.repeat(3, axis=1).repeat(3, axis=2) / 16
-    return {"x": x, "y": found.target.astype(np.int64)}
-
-
-@pytest.fixture(scope="session")
 def mnist3000(shared: Path) -> dict[str, np.ndarray]:
     """The first 3,000 MNIST test images, normalized as the example network wants them."""
     folder = shared / "datasets" / "mnist"

@@ -6,6 +6,7 @@ of its own before the stranger's file is opened, because after that nothing said
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -54,7 +55,7 @@ def _write(pipe: int, found: dict[str, Any]) -> None:
 
 
 def _body(error: Exception) -> dict[str, Any]:
-    from app.errors import BadCheckpoint, Problem
+    from app.errors import BadCheckpoint, InsufficientStorage, Problem
 
     if isinstance(error, Problem):
         return error.body()
@@ -65,9 +66,11 @@ def _body(error: Exception) -> dict[str, Any]:
             code="too_much_memory",
             hint="raise ENGINESMITH_SANDBOX_MEMORY_BYTES on the worker, if the model is really that large",
         ).body()
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in said:
+        return InsufficientStorage("the disk is full", hint="free some space, then try again").body()
     if isinstance(error, RecursionError):
         return BadCheckpoint("it is nested too deeply to be a model").body()
-    if isinstance(error, OSError) and error.errno == 27:
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return BadCheckpoint(
             "unpacking it writes a file larger than the sandbox may",
             hint="raise ENGINESMITH_SANDBOX_FILE_BYTES on the worker, if the model is really that large",

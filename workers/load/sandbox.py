@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 from app.confinement import child as confined
 from app.confinement.fences import Fences
-from app.errors import BadCheckpoint, Internal, from_body
+from app.errors import BadCheckpoint, InsufficientStorage, Internal, from_body
 from app.settings import Settings
 
 log = logging.getLogger("enginesmith.sandbox")
@@ -29,6 +30,7 @@ _PATIENCE_S = 120
 # How often a child's threads are counted, and how long it may take to end once it has answered, in seconds.
 _WATCH_S = 0.1
 _FAREWELL_S = 1.0
+_FULL = 1024 * 1024  # bytes that are free on a disk on which a file of any size may not have had room
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
@@ -88,7 +90,12 @@ def _run(task: str, folder: Path, arguments: dict[str, Any], settings: Settings)
         last_words = said.read().decode(errors="replace")
     if left := confined.strangers(folder):
         raise BadCheckpoint(f"opening it left links or pipes behind: {', '.join(left[:3])}", code="sandbox_crashed")
-    return _answer(child.returncode, data, last_words, settings)
+    try:
+        return _answer(child.returncode, data, last_words, settings)
+    except BadCheckpoint:
+        if shutil.disk_usage(folder).free < _FULL:  # native code has words of its own for that, or none
+            raise InsufficientStorage("the disk is full", hint="free some space, then try again") from None
+        raise
 
 
 @cache
