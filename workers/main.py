@@ -27,6 +27,7 @@ from app.queue import NAMES, Queue
 from app.reaper import reap
 from app.settings import Settings
 from app.storage.catalog import Catalog
+from workers import alive
 
 log = logging.getLogger("enginesmith.workers")
 STOP_S = 15.0
@@ -88,6 +89,7 @@ def _keep(
     about = describe(id, queues, count)
     while True:
         try:
+            alive.touch(settings.scratch)
             catalog.announce_worker(about)
             reap(catalog, queue, settings)
             _tidy(settings.scratch / "jobs", catalog)
