@@ -14,7 +14,7 @@ PORT ?= 8000
 WORKERS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo example serve test test-all lint types bench bench-train bench-serving bench-grid bench-trials bench-compression drills gpu-check clean
+.PHONY: help setup demo example serve test test-all lint types bench bench-train bench-serving bench-grid bench-trials bench-compression drills lock audit gpu-check clean
 
 help: ## lists the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,14 @@ bench-compression: setup ## the closed loop beside what one could do by hand (BE
 drills: EXTRAS = drills
 drills: setup ## kills, floods, full disks, clocks that jump: half an hour; writes docs/drills.md (DRILLS=all for every pair)
 	@DRILLS=$(DRILLS) DRILLS_REPORT=docs/drills.md $(BIN)/python -m pytest tests/drills -s
+
+lock: EXTRAS = supply
+lock: setup ## pins and hashes what the images install, deploy/locks: the versions that .venv has
+	@$(BIN)/python scripts/lock.py
+
+audit: EXTRAS = supply
+audit: setup ## known holes in what the images install, and a bill of materials, build/sbom
+	@$(BIN)/python scripts/audit.py
 
 gpu-check: setup ## engines, speed, serving and memory on this GPU, in one table (BENCH="--networks resnet50")
 	@$(BIN)/python -m benchmarks.gpu.check $(BENCH)

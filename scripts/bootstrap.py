@@ -5,8 +5,8 @@
     --only-venv   stop once there is a .venv with pip in it
     --venv DIR    somewhere else than .venv
 TORCH_INDEX names an index to take torch from (https://download.pytorch.org/whl/cpu: a tenth of the size, no CUDA).
-EXTRAS=vision adds torchvision and timm; gpu and rtx what NVIDIA GPUs need (docs/gpu.md); drills what `make drills`
-needs. Otherwise pip's own settings (PIP_INDEX_URL, pip.conf, …) decide.
+EXTRAS=vision adds torchvision and timm; gpu and rtx what NVIDIA GPUs need (docs/gpu.md); drills and supply what
+`make drills`, and `make lock` and `make audit` need. Otherwise pip's own settings (PIP_INDEX_URL, pip.conf, …) decide.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ EXTRAS = {
     "gpu": ["--editable", f"{ROOT}[gpu]"],
     "rtx": ["--editable", f"{ROOT}[rtx]"],
     "drills": ["--editable", f"{ROOT}[drills]"],
+    "supply": ["--editable", f"{ROOT}[supply]"],
 }
 
 # More than an import: an empty folder of that name can be imported too.
