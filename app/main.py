@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,6 +33,7 @@ from app.api.doors import doors
 from app.api.examples import ANY_PROBLEM
 from app.api.hot import Hot
 from app.api.keyring import Keyring, watched
+from app.api.page import completed
 from app.observe import Requests, exposition
 from app.parts import looked_after, opened
 from app.report.press import Press
@@ -66,6 +68,11 @@ class App(FastAPI):
 
     hot: Hot
     front: ASGIApp | None = None  # what stands before all of it, if anything does
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = completed(super().openapi())
+        return self.openapi_schema
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.front is not None and scope["type"] == "http":

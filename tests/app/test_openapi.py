@@ -76,3 +76,30 @@ async def test_answers_fit_their_schemas(
     await fits("GET", "/v1/jobs/done", "/v1/jobs/{id}", 200)
     await fits("GET", "/v1/jobs/done/report", "/v1/jobs/{id}/report", 200)
     await fits("GET", "/v1/models/net/versions/1/recipe", "/v1/models/{name}/versions/{version}/recipe", 200)
+
+
+def test_says_which_scope_a_route_needs_and_where_answers_lead(page: dict[str, Any]) -> None:
+    assert page["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    routes = {(m, p): told for p, methods in page["paths"].items() for m, told in methods.items()}
+    assert routes["get", "/healthz/live"]["security"] == []
+    assert "401" not in routes["get", "/healthz/live"]["responses"]
+    assert "403" not in routes["get", "/v1/jobs"]["responses"]
+    for route, scope in {
+        ("post", "/v1/jobs"): "write",
+        ("post", "/predict/{deployment}"): "predict",
+        ("get", "/v1/webhooks"): "admin",
+    }.items():
+        assert routes[route]["security"] == [{"key": []}]
+        assert f"`{scope}`" in routes[route]["responses"]["403"]["description"]
+    ids = [told["operationId"] for told in routes.values()]
+    assert len(ids) == len(set(ids))
+    links = [
+        (link, told)
+        for told in routes.values()
+        for a in told["responses"].values()
+        for link in a.get("links", {}).values()
+    ]
+    assert len(links) > 10
+    for link, _ in links:
+        (target,) = [told for told in routes.values() if told["operationId"] == link["operationId"]]
+        assert set(link["parameters"]) == {p["name"] for p in target["parameters"] if p["in"] == "path"}

@@ -76,7 +76,13 @@ def test_a_running_job_is_cancelled_long_before_its_end(own: Service, client: Cl
 
 
 @pytest.mark.parametrize(
-    "victims", [["job"], ["worker"], pytest.param(["job", "worker"], marks=pytest.mark.slow)], ids="+".join
+    "victims",
+    [
+        pytest.param(["job"], marks=pytest.mark.slow),
+        ["worker"],
+        pytest.param(["job", "worker"], marks=pytest.mark.slow),
+    ],
+    ids="+".join,
 )
 def test_a_killed_attempt_resumes_from_its_checkpoint(own: Service, client: Client, victims: list[str]) -> None:
     id = start_training(client)

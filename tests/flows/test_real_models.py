@@ -53,6 +53,7 @@ def accuracy(client: Client, deployment: str, x: np.ndarray, y: np.ndarray) -> f
     return float((np.concatenate([next(iter(a.values())) for a in answers]).argmax(1) == y).mean())
 
 
+@pytest.mark.slow  # as the one of ResNet-20, which is not
 def test_mnist_keeps_its_accuracy(client: Client, shared: Path, mnist3000: dict[str, np.ndarray]) -> None:
     described = export(OfficialMnist(), torch.zeros(1, 1, 28, 28))
     client.push(
@@ -108,7 +109,7 @@ def test_a_state_dict_inside_a_list(client: Client, shared: Path, cifar2000: dic
     "name",
     [
         "silero_vad",
-        "marabou_cifar10_small",
+        pytest.param("marabou_cifar10_small", marks=pytest.mark.slow),
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("ppocr_cls_v2", "cifar_base_kw", "mnist-net_256x2")),
     ],
 )
@@ -125,6 +126,7 @@ def test_onnx_files_give_their_reference_answers(client: Client, shared: Path, n
             assert np.abs(answer[key] - expected).max() < 1e-4
 
 
+@pytest.mark.slow  # tests/load and tests/passes have it, without the HTTP
 def test_torchscript_imports_and_says_why_it_cannot_be_converted(client: Client, shared: Path) -> None:
     signature = {
         "inputs": [
