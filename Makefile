@@ -65,8 +65,8 @@ bench-compression: setup ## the closed loop beside what one could do by hand (BE
 	@$(BIN)/python benchmarks/compression.py $(BENCH)
 
 drills: EXTRAS = drills
-drills: setup ## kills, floods, full disks, clocks that jump: half an hour; writes docs/drills.md (DRILLS=all for every pair)
-	@DRILLS=$(DRILLS) DRILLS_REPORT=docs/drills.md $(BIN)/python -m pytest tests/drills -s
+drills: setup ## kills, floods, full disks, fuzzers: an hour; writes docs/drills.md (DRILL=kills for one, DRILLS=all for every pair)
+	@DRILLS=$(DRILLS) DRILLS_REPORT=docs/drills.md $(BIN)/python -m pytest tests/drills$(if $(DRILL),/test_$(DRILL).py) -s
 
 lock: EXTRAS = supply
 lock: setup ## pins and hashes what the images install, deploy/locks: the versions that .venv has

@@ -20,12 +20,13 @@ from app.storage.catalog import Catalog
 @dataclass(frozen=True)
 class Seen:
     """jobs: by (queue, status), of those that have not ended, trials too. waiting: on each queue. workers: how many
-    take work from it."""
+    take work from it. webhooks: by (id, what became of deliveries)."""
 
     redis: bool = False
     jobs: Counter[tuple[str, str]] = field(default_factory=Counter)
     waiting: dict[str, int] = field(default_factory=dict)
     workers: Counter[str] = field(default_factory=Counter)
+    webhooks: dict[tuple[str, str], int] = field(default_factory=dict)
     disk: Disk | None = None
 
 
@@ -37,9 +38,18 @@ def look(catalog: Catalog, queue: Queue, room: Room) -> Seen:
         workers: Counter[str] = Counter()
         for worker in catalog.live_workers():
             workers.update(dict.fromkeys(worker["queues"], int(worker["count"])))
-        return Seen(True, jobs, queue.lengths(), workers, disk)
+        return Seen(True, jobs, queue.lengths(), workers, _deliveries(catalog), disk)
     except Problem:
         return Seen(disk=disk)
+
+
+def _deliveries(catalog: Catalog) -> dict[tuple[str, str], int]:
+    found: dict[tuple[str, str], int] = {}
+    for hook in catalog.webhooks.all():
+        standing = catalog.webhooks.standing(hook.id)
+        for outcome in ("waiting", "delivered", "failed", "dropped"):
+            found[hook.id, outcome] = getattr(standing, outcome)
+    return found
 
 
 class Operating(Collector):
@@ -58,6 +68,8 @@ class Operating(Collector):
         yield _gauge("jobs_waiting", "Deliveries that lie on a queue for a worker", waiting, "queue")
         workers = {(name,): float(count) for name, count in seen.workers.items()}
         yield _gauge("workers", "Workers that take jobs from a queue", workers, "queue")
+        hooks = {of: float(count) for of, count in seen.webhooks.items()}
+        yield _gauge("webhook_deliveries", "What became of the deliveries to a webhook", hooks, "webhook", "outcome")
         if seen.disk is not None:
             yield _gauge("disk_free_bytes", "Free on the fullest disk written to", {(): float(seen.disk.free)})
             yield _gauge("disk_reserve_bytes", "Of them not given away", {(): float(seen.disk.reserve)})

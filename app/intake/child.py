@@ -43,12 +43,24 @@ async def read_dataset(settings: Settings, manifest: DatasetManifest, file: Path
             "memory": settings.sandbox_memory_bytes,
             # What it checks by itself, and room for the head of a file.
             "file": settings.max_unpacked_bytes + MiB,
+            "cpu": (cpu_s := _cpu_s(settings, file.stat().st_size)),
             "threads": confined.most_threads(),
         },
     }
     async with _turn():
         out, err, code = await _run(asked, scratch, settings)
+    if code == -signal.SIGXCPU:
+        raise BadDataset(
+            f"reading it used more than {cpu_s} seconds of CPU time",
+            code="too_slow",
+            hint="raise ENGINESMITH_SANDBOX_CPU_S, if the data set is really that slow to read",
+        )
     return _answer(code, out, err, folder)
+
+
+def _cpu_s(settings: Settings, size: int) -> int:
+    """What a model may take, for every GiB begun."""
+    return settings.sandbox_cpu_s * (1 + size // (1024 * MiB))
 
 
 def _turn() -> asyncio.Semaphore:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from . import cli_bench, cli_jobs, cli_keys, cli_models, cli_serve, cli_smaller, cli_tuning
+from . import cli_bench, cli_jobs, cli_keys, cli_models, cli_serve, cli_smaller, cli_tuning, cli_webhooks
 from .cli_hints import in_commands, meant
 from .cli_state import State, UsageError
 from .errors import ApiError, EnginesmithError, TimedOut, Unreachable
@@ -41,6 +41,7 @@ cli_smaller.add_to(app)
 cli_tuning.add_to(app)
 cli_bench.add_to(app)
 cli_keys.add_to(app)
+cli_webhooks.add_to(app)
 
 
 @app.callback()

@@ -19,6 +19,7 @@ from .records import Job, Prediction, Record, Version, parse
 from .replaying import replay
 from .transport import Transport
 from .uploads import write_npz
+from .webhooks import Webhooks
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 Records = list[Record]
@@ -27,8 +28,8 @@ Records = list[Record]
 class Client:
     """`Client("http://127.0.0.1:8000", key)`; without arguments ENGINESMITH_URL and ENGINESMITH_API_KEY decide.
 
-    client.models, client.datasets, client.jobs and client.deployments hold the rest. Every call may raise ApiError
-    and Unreachable.
+    client.models, client.datasets, client.jobs, client.deployments and client.webhooks hold the rest. Every call may
+    raise ApiError and Unreachable.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Client:
         self.models = Models(self.transport, self.jobs)
         self.datasets = Datasets(self.transport)
         self.deployments = Deployments(self.transport)
+        self.webhooks = Webhooks(self.transport)
         self.push = self.models.push
         self.wait = self.jobs.wait
         self.kinds = self.jobs.kinds
@@ -60,6 +62,10 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def usage(self) -> Record:
+        """What takes how much of the store, and how much is free."""
+        return cast(Record, self.transport.json("GET", "/v1/usage"))
 
     def health(self) -> Record:
         """Whether the service lives, and whether it is ready: every deployment loaded, the store answering."""

@@ -1,4 +1,4 @@
-"""For whoever is called by a webhook: whether it is the service that speaks, and now."""
+"""Who is told what happens to jobs; and, for whoever is told, whether it is the service that speaks, and now."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import hmac
 import json
 import re
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 from .errors import BadSignature
+from .records import Record
+from .transport import Transport
 
 _TIME = re.compile(r"t=([0-9]{1,12})")
 _MAC = re.compile(r"v1=([0-9a-f]{64})")
@@ -43,3 +46,30 @@ def verify_webhook(
     if not isinstance(event, dict):
         raise BadSignature("the body is no event", "is this the secret of a webhook?")
     return event
+
+
+class Webhooks:
+    """Needs a key with the scope `admin`, where the service has keys."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def add(self, url: str, events: Sequence[str] | None = None, secret: str | None = None) -> Record:
+        """Has a URL called. events: how jobs end, unless said otherwise. The answer alone has the secret."""
+        body = {"url": url, "events": None if events is None else list(events), "secret": secret}
+        found = self._transport.json("POST", "/v1/webhooks", json={k: v for k, v in body.items() if v is not None})
+        return cast(Record, found)
+
+    def list(self) -> list[Record]:
+        return list(self._transport.pages("/v1/webhooks"))
+
+    def get(self, id: str) -> Record:
+        """With its last deliveries."""
+        return cast(Record, self._transport.json("GET", f"/v1/webhooks/{id}"))
+
+    def ping(self, id: str) -> Record:
+        """Sends it an event `ping`: what came of it is among the deliveries of `get`."""
+        return cast(Record, self._transport.json("POST", f"/v1/webhooks/{id}/ping"))
+
+    def delete(self, id: str) -> None:
+        self._transport.request("DELETE", f"/v1/webhooks/{id}")

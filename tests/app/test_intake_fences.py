@@ -31,7 +31,7 @@ raise BadDataset(json.dumps(found["tried"] | {"environment": sorted(os.environ)}
 BOMB = "import escapes\nescapes.thread_bomb(None, {})"
 
 
-async def bring(code: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
+async def bring(code: str, folder: Path, patch: pytest.MonkeyPatch, **settings: int) -> None:
     """Reads a data set of one picture with that code."""
     (folder / "hostile" / "PIL").mkdir(parents=True, exist_ok=True)
     (folder / "hostile" / "PIL" / "__init__.py").write_text(code)
@@ -42,7 +42,7 @@ async def bring(code: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
     scratch = folder / "scratch"
     scratch.mkdir()
     (scratch / "upload").write_bytes(packed.getvalue())
-    await read_dataset(Settings(), DatasetManifest(name="x", kind="images"), scratch / "upload", scratch)
+    await read_dataset(Settings(**settings), DatasetManifest(name="x", kind="images"), scratch / "upload", scratch)
 
 
 async def test_hostile_code_does_not_get_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,3 +76,9 @@ async def test_a_bomb_of_threads_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
         await bring(BOMB, tmp_path, monkeypatch)
     assert caught.value.status < 500
     assert isinstance(caught.value, BadDataset) or caught.value.code == "too_many_threads"
+
+
+async def test_cpu_time_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadDataset, match="1 seconds of CPU") as caught:
+        await bring("while True: pass", tmp_path, monkeypatch, sandbox_cpu_s=1)
+    assert caught.value.code == "too_slow"

@@ -8,6 +8,7 @@ import re
 from keyed import replica
 
 from app.domain.records import Job, now
+from app.domain.webhooks import make
 from app.operating import look
 from app.queue import Queue
 from app.room import Room
@@ -22,6 +23,8 @@ async def test_jobs_workers_and_room_are_told(settings: Settings, catalog: Catal
         Queue(redis_url).enqueue(made)
     catalog.moved("three", was={"queued"}, to="running", attempt=1, lease_s=60)
     catalog.announce_worker({"id": "w", "queues": ["gpu", "cpu"], "count": 2})
+    hook = make("http://127.0.0.1:1/hook", ("job.failed",), "a-secret-of-sixteen")
+    catalog.webhooks.add(hook)
     async with replica(settings.model_copy(update={"reap_s": 0.05})) as client:
         for _ in range(100):
             text = (await client.get("/metrics")).text
@@ -34,6 +37,7 @@ async def test_jobs_workers_and_room_are_told(settings: Settings, catalog: Catal
     assert told['enginesmith_jobs_waiting{queue="cpu"}'] == "2.0"
     assert told['enginesmith_workers{queue="gpu"}'] == "2.0"
     assert told["enginesmith_redis_up"] == "1.0"
+    assert told[f'enginesmith_webhook_deliveries{{outcome="waiting",webhook="{hook.id}"}}'] == "0.0"
     assert float(told["enginesmith_disk_free_bytes"]) > float(told["enginesmith_disk_reserve_bytes"]) > 0
 
 

@@ -26,6 +26,7 @@ ADDED = {"job", "instance", "namespace", "pod", "le", "__name__"}
 SELDOM = {
     "enginesmith_refused_total": "app/metrics.py",
     "enginesmith_jobs": "app/operating.py",
+    "enginesmith_webhook_deliveries": "app/operating.py",
     "enginesmith_canary_returns_total": "app/serving/fleet_metrics.py",
 }
 

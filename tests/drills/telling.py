@@ -42,20 +42,25 @@ class Results:
         self._rows.setdefault(Path(file).name, []).append((name, report.outcome != "failed", report.duration, told))
 
     def write(self) -> None:
-        lines = [
-            "# Drills", "",
-            f"`make drills`, {date.today():%Y-%m-%d}, on {os.cpu_count()} cores, at {_commit()}. Each passed unless it "
-            "says FAILED: every request answered as it must be, nothing published twice, nothing lost.", "",
-        ]  # fmt: skip
+        """What was not drilled now stays as it was told."""
+        pages = self._path.read_text().split("\n## ")[1:] if self._path.exists() else []
+        sections = {page.partition("\n")[0]: page.rstrip("\n") for page in pages}
         for file, rows in self._rows.items():
             about = (ast.get_docstring(ast.parse((Path(__file__).parent / file).read_text())) or "").split("\n\n")[0]
-            lines += [f"## {' '.join(about.split())}", ""]
+            title = " ".join(about.split())
+            lines = [title, "", f"{date.today():%Y-%m-%d}, {os.cpu_count()} cores, at {_commit()}.", ""]
             for name, good, seconds, told in rows:
                 what = name.removeprefix("test_").replace("_", " ")
                 head = f"- {'' if good else '**FAILED** '}{what} ({seconds:.0f} s)"
                 lines.append(f"{head}{': ' if told else ''}{'. '.join(told)}")
-            lines.append("")
-        self._path.write_text("\n".join(lines))
+            sections[title] = "\n".join(lines)
+        self._path.write_text("\n\n## ".join([_HEAD, *(sections[title] for title in sorted(sections))]) + "\n")
+
+
+_HEAD = """# Drills
+
+What `make drills` did to a real service, and what came of it. Each passed unless it says FAILED: every request was
+answered as it must be, nothing was published twice, nothing was lost."""
 
 
 def _commit() -> str:
