@@ -37,6 +37,8 @@ class Settings(BaseSettings):
     api_keys: str | None = None
     # A file with one key a line, hashed: "sha256:DIGEST=predict". Read again when it changes.
     api_keys_file: Path | None = None
+    # Queues whose workers are started when something lies there ("gpu,gpu-tensorrt"), though none may be alive now.
+    pools: str | None = Field(None, pattern=r"^\s*(cpu|gpu(-[a-z_]+)?)(\s*,\s*(cpu|gpu(-[a-z_]+)?))*\s*$")
     # Networks and hosts that webhooks may reach though they are not public ("10.1.0.0/16, hooks.internal").
     webhooks_allow: str | None = None
 

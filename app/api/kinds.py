@@ -26,10 +26,11 @@ _NOT_TARGETS = frozenset({"echo"})
 @router.get("/v1/jobs/kinds", summary="The menu", responses=problems())
 async def kinds(request: Request, catalog: TheCatalog) -> Response:
     workers = await asyncio.to_thread(catalog.live_workers)
+    takers = await asyncio.to_thread(catalog.takers)
     here = await asyncio.to_thread(availability)
     return Json(
         {
-            "kinds": [_kind_json(kind, spec, workers) for kind, spec in MENU.items()],
+            "kinds": [_kind_json(kind, spec, takers) for kind, spec in MENU.items()],
             "targets": {name: _target_json(name, here[name], workers) for name in here},
             "isolation": _isolation(workers),
             "workers": workers,

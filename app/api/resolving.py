@@ -65,7 +65,7 @@ def resolve(spec: Spec, catalog: Catalog) -> Resolved:
         if dataset is not None:
             fitting.check(baseline, dataset)
             optimizing.check_same_order(version, baseline)
-    workers = catalog.live_workers()
+    workers = catalog.takers()
     if isinstance(spec, ConvertSpec):
         check_int8(version.ref, version.parent, version.details.get("quantized"), spec.precision, spec.target)
         _check_shapes_named(spec, version)
@@ -79,7 +79,7 @@ def resolve(spec: Spec, catalog: Catalog) -> Resolved:
 
 def _resolve_search(spec: SearchSpec, catalog: Catalog) -> Resolved:
     """With `estimator`, `model` is what the winner will be called: there need be none of that name yet."""
-    workers = catalog.live_workers()
+    workers = catalog.takers()
     dataset = _dataset(str(spec.dataset), catalog)
     if spec.estimator is not None:
         if spec.model and parse_ref(spec.model)[1] is not None:

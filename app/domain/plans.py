@@ -43,6 +43,16 @@ def queue_of_runtime(runtime: str) -> str:
     return f"gpu-{runtime}"
 
 
+def runtime_of_queue(queue: str) -> str | None:
+    """What `queue_of_runtime` was given; None for the queues of no runtime."""
+    return queue.removeprefix("gpu-") if queue.startswith("gpu-") else None
+
+
+def pools_of(told: str | None) -> tuple[str, ...]:
+    """ENGINESMITH_POOLS ("gpu, gpu-tensorrt") → the queues."""
+    return tuple(name.strip() for name in (told or "").split(",") if name.strip())
+
+
 def queue_of(runtime: str, ties: Mapping[str, str]) -> str:
     """The queue whose workers build plans for that kind of GPU with that version."""
     told = "-".join(ties[name] for name in sorted(ties))

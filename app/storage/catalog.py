@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Collection
 from typing import Any, Self
 
+from app.domain.plans import pools_of, runtime_of_queue
 from app.domain.records import ENDED, Job, Progress, Status, now
 from app.domain.webhooks import announcement
 from app.errors import NotFound
@@ -28,7 +29,8 @@ _MEMORY = "es:remembers"
 class Catalog(Index, Deployments):
     """Every call may raise Unavailable when Redis is gone for longer than the connection is patient."""
 
-    def __init__(self, redis: PatientRedis) -> None:
+    def __init__(self, redis: PatientRedis, pools: Collection[str] = ()) -> None:
+        """pools: queues whose workers come when there is something for them."""
         Index.__init__(self, redis)
         Deployments.__init__(self, redis)
         self._move = redis.register_script(scripts.MOVE)
@@ -36,10 +38,12 @@ class Catalog(Index, Deployments):
         self._note = redis.register_script(scripts.NOTE)
         self.trials = Trials(redis, self.brief)
         self.webhooks = Webhooks(redis)
+        self._pools = pools
 
     @classmethod
     def open(cls, settings: Settings, url: str, *, patience_s: float | None = None) -> Self:
-        return cls(connect(url, patience_s=settings.redis_patience_s if patience_s is None else patience_s))
+        patience_s = settings.redis_patience_s if patience_s is None else patience_s
+        return cls(connect(url, patience_s=patience_s), pools_of(settings.pools))
 
     def ping(self) -> None:
         self.redis.ping()
@@ -287,6 +291,13 @@ class Catalog(Index, Deployments):
 
     def live_workers(self) -> list[dict[str, Any]]:
         return texts_of(self.redis, "es:worker:*")
+
+    def takers(self) -> list[dict[str, Any]]:
+        """Who takes jobs: workers alive, and pools, as what they will be."""
+        if not self._pools:
+            return self.live_workers()
+        targets = {runtime: {"ok": True} for queue in self._pools if (runtime := runtime_of_queue(queue))}
+        return [*self.live_workers(), {"queues": list(self._pools), "targets": targets}]
 
 
 def _of_key(key: str) -> str:

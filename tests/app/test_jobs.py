@@ -8,9 +8,11 @@ import pytest
 from asking import problem, push_dataset, upload
 from checkpoints_for_app import ONNX
 from fastapi import FastAPI
+from keyed import replica
 
 from app.domain.records import Result, Signature, Tensor
 from app.domain.specs import MENU
+from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
 
@@ -217,6 +219,25 @@ async def test_targets_and_queues(client: httpx.AsyncClient, make_version: Any, 
     for id in ("w1", "w2"):
         catalog.drop_worker(id)
     assert (await submit(client, **CONVERT))["queue"] == "gpu"
+
+
+async def test_pools_are_counted_on_while_nobody_is_alive(
+    settings: Settings, catalog: Catalog, make_version: Any
+) -> None:
+    make_version()
+    catalog.announce_worker(worker())
+    async with replica(settings.model_copy(update={"pools": "gpu, gpu-tensorrt"})) as client:
+        await push_dataset(client)
+        assert (await submit(client, **TRAIN))["queue"] == "gpu"
+        assert (await submit(client, **CONVERT | {"target": "tensorrt"}))["queue"] == "gpu-tensorrt"
+        assert (await submit(client, **CONVERT))["queue"] == "cpu"
+        assert len((await client.get("/v1/jobs/kinds")).json()["workers"]) == 1
+    async with replica(settings) as client:
+        assert (await client.post("/v1/jobs", json=CONVERT | {"target": "tensorrt"})).status_code == 409
+        assert (await submit(client, **TRAIN | {"seed": 1}))["queue"] == "cpu"
+    for wrong in ("gpu,", "GPU", "disk"):
+        with pytest.raises(ValueError):
+            Settings(pools=wrong)
 
 
 async def test_lists(client: httpx.AsyncClient, make_version: Any, catalog: Catalog) -> None:

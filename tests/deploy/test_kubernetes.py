@@ -14,7 +14,7 @@ import pytest
 import yaml
 from running import Service
 
-from app.domain.plans import queue_of_runtime
+from app.domain.plans import pools_of, queue_of_runtime
 from app.queue import NAMES
 from app.settings import Settings
 from workers import main as workers_main
@@ -134,6 +134,10 @@ def test_pools_take_the_queues_that_they_are_scaled_by() -> None:
         assert lists == {f"rq:queue:{taken}"} | ({f"rq:queue:{queue_of_runtime('tensorrt')}"} & lists)
         assert document["spec"]["minReplicaCount"] == 0
         assert f"{taken}" in document["spec"]["triggers"][-1]["metadata"]["query"]
+        if taken == "gpu":  # else nothing would be put there while none is alive
+            (told,) = named("cluster-gpu", "ConfigMap")
+            pools = pools_of(Settings(pools=told["data"]["ENGINESMITH_POOLS"]).pools)
+            assert {f"rq:queue:{pool}" for pool in pools} == lists
 
 
 def test_enough_time_is_left_to_end() -> None:

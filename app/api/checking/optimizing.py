@@ -20,7 +20,7 @@ def check(
     """Warns of a test split that is too small ever to accept anything. Raises Conflict for a target that no live worker
     can build, and for what is quantized already."""
     if isinstance(spec, OptimizeSpec):
-        workers = catalog.live_workers()
+        workers = catalog.takers()
         for target in spec.targets:
             check_target(target, workers)
         if version is not None and version.details.get("quantized"):

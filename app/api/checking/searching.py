@@ -160,7 +160,7 @@ def _check_targets(
     """Raises Conflict for a target that no worker can build; of several, some of which lack a precision, a trial
     finds out."""
     searched = {(place.link, place.path): lists[key] for key, place in places.items()}
-    workers = catalog.live_workers()
+    workers = catalog.takers()
     for number, link in enumerate(links):
         if isinstance(link, ConvertSpec):
             targets = searched.get((number, ("target",)), [link.target])
