@@ -73,15 +73,20 @@ def horses(service: Service) -> list[psutil.Process]:
 
 
 def test_a_thousand_jobs_on_four_workers(start: Start, digits: dict[str, np.ndarray], tell: Tell) -> None:
-    """Dry runs of prune: a job is little but being taken, run and reported. Every fiftieth publishes a version."""
+    """An engine on a few samples: a job is little but being taken, run and reported. Every fiftieth publishes."""
     service = start(workers=WORKERS, ENGINESMITH_THREADS="1", **QUICK)
     with Client(service.url) as client:
         client.push(SimpleCNN(), "net", example=torch.zeros(1, 1, 28, 28), wait=True)
+        client.datasets.push("digits", {name: array[:900] for name, array in digits.items()})
+        engine = client.jobs.submit("convert", model="net@1", target="onnxruntime", wait=True).result.model
         began, ids, publishing = time.monotonic(), [], []
         for number in range(JOBS):
             real = number % 50 == 0
-            spec = {"model": "net@1", "method": "l1_unstructured", "amount": 0.5, "seed": number, "dry_run": not real}
-            ids.append(str(client.jobs.submit("prune", **spec).id))
+            if real:
+                job = client.jobs.submit("prune", model="net@1", method="l1_unstructured", amount=0.5, seed=number)
+            else:
+                job = client.jobs.submit("evaluate", model=engine, dataset="digits", samples=20 + number % 80)
+            ids.append(str(job.id))
             publishing += ids[-1:] if real else []
         rng, killed = random.Random(0), 0
         catalog = Catalog.open(Settings(data=service.data), url_of(service.data), patience_s=60)
