@@ -25,7 +25,7 @@ _INFER_ERRORS = told(
     _404="no such deployment, or it does not serve this version",
     _413="the body is too large, or unpacks to too much",
     _429="the queue is full; Retry-After says for how long",
-    _501="a Content-Encoding other than gzip and deflate, or shared memory",
+    _415="a Content-Encoding other than gzip and deflate",
     _503="not loaded",
     _504="the deadline passed",
 )

@@ -9,6 +9,7 @@ from app.api.auth import needed
 from app.api.examples import PROBLEM_SCHEMA
 from app.api.oip_examples import ERROR_SCHEMA
 
+_PROBLEM = ("application/problem+json", PROBLEM_SCHEMA)
 # Answers of the one, by status, lead to the others: method, path, and where in request or answer its parameters are.
 _JOB = {"id": "$response.body#/id"}
 _DEPLOYMENT = {"name": "$request.path.name"}
@@ -56,24 +57,29 @@ def completed(page: dict[str, Any]) -> dict[str, Any]:
         }
     }
     for method, path, route in _routes(page):
+        if route.get("parameters"):
+            _answer(route, path, 422, "a parameter that cannot be one")
         wanted = needed(method.upper(), path)
         route["security"] = [] if wanted is None else [{"key": []}]
         if wanted is not None:
             told = {401: "no key, or an unknown one", 429: "more than this key may; Retry-After says for how long"}
             if wanted != "any":
                 told[403] = f"the key has not the scope `{wanted}`"
-            kind = "application/json" if path.startswith("/v2") else "application/problem+json"
-            schema = ERROR_SCHEMA if path.startswith("/v2") else PROBLEM_SCHEMA
-            for number, why in told.items():
-                answer = {"description": why, "content": {kind: {"schema": schema}}}
-                route["responses"].setdefault(str(number), answer)
-    for (method, path, status), targets in _LINKS.items():
-        answer = page["paths"][path][method]["responses"][status]
+            for status, why in told.items():
+                _answer(route, path, status, why)
+    for (method, path, answered), targets in _LINKS.items():
+        answer = page["paths"][path][method]["responses"][answered]
         answer["links"] = {
             f"{target} {there}": {"operationId": page["paths"][there][target]["operationId"], "parameters": values}
             for target, there, values in targets
         }
     return page
+
+
+def _answer(route: dict[str, Any], path: str, status: int, why: str) -> None:
+    """One more that the route may give; its own words stand, if it has any."""
+    kind, schema = ("application/json", ERROR_SCHEMA) if path.startswith("/v2") else _PROBLEM
+    route["responses"].setdefault(str(status), {"description": why, "content": {kind: {"schema": schema}}})
 
 
 def _routes(page: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
-from app.errors import BadRequest, NotSupported, TooLarge
+from app.errors import BadRequest, TooLarge, UnsupportedMedia
 from app.serving.accept import weighted
 
 ENCODINGS = ("gzip", "deflate")
@@ -18,12 +18,12 @@ _PART_BYTES = 1024 * 1024
 
 
 def coding(given: str) -> str | None:
-    """The coding of a body by its Content-Encoding; None where there is none. Raises NotSupported."""
+    """The coding of a body by its Content-Encoding; None where there is none. Raises UnsupportedMedia."""
     name = given.strip().lower()
     if name in ("", "identity"):
         return None
     if name not in ENCODINGS:
-        raise NotSupported(
+        raise UnsupportedMedia(
             f"Content-Encoding {given[:80]!r} is not taken here", hint="send the body as gzip, as deflate, or as it is"
         )
     return name

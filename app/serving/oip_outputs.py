@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from app.errors import BadRequest
-from app.serving.oip import BINARY_ONLY, Form, not_served
+from app.serving.oip import BINARY_ONLY, Form
 
 
 class Want(NamedTuple):
@@ -18,7 +18,7 @@ class Want(NamedTuple):
 
 def wants_of(given: dict[str, Any], everything: bool, form: Form) -> tuple[Want, ...]:
     """What `outputs` of a request's JSON asks for; all of them where it says nothing. everything: whether as binary
-    unless an output says otherwise. Raises BadRequest, NotSupported."""
+    unless an output says otherwise. Raises BadRequest."""
     entries = given.get("outputs")
     if entries is not None and not isinstance(entries, list):
         raise BadRequest('outputs must be a list of {"name": ...}', code="bad_output", hint=_there(form))
@@ -75,9 +75,9 @@ def flag_in(parameters: dict[str, Any], name: str, where: str) -> bool | None:
 
 
 def refuse_shared(parameters: dict[str, Any], where: str) -> None:
-    """Raises NotSupported for a tensor in shared memory."""
+    """Raises BadRequest for a tensor in shared memory: no region can have been registered."""
     if "shared_memory_region" in parameters:
-        raise not_served(f"{where}: shared memory is", "send the tensor in the body, as binary")
+        raise BadRequest(f"{where}: shared memory is not served here", hint="send the tensor in the body, as binary")
 
 
 def _there(form: Form) -> str:

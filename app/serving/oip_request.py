@@ -51,7 +51,7 @@ class Header(NamedTuple):
 def read(form: Form, body: bytes, length: bytes | None) -> tuple[Header, dict[str, npt.NDArray[Any]]]:
     """The header, and every input by name: views of `body` where the tensors come as bytes.
 
-    length: the header Inference-Header-Content-Length. Raises BadRequest, NotSupported.
+    length: the header Inference-Header-Content-Length. Raises BadRequest.
     """
     if length is None:
         header, at = _header(form, body, has_length=False), len(body)

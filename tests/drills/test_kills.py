@@ -70,6 +70,7 @@ def target(tmp_path_factory: pytest.TempPathFactory, digits: dict[str, np.ndarra
     with Client(made.service.url) as client:
         work.prepare(client, digits)
     yield made
+    work.tidied(made.service)
     made.service.stop()
 
 

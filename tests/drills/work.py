@@ -67,7 +67,7 @@ def made_by(client: Client, id: str) -> list[str]:
 
 
 def settled(client: Client, service: Service, id: str, kind: str) -> None:
-    """It ended as if nothing had been: one version, that can be fetched whole, and nothing left behind."""
+    """It ended as if nothing had been: one version, that can be fetched whole, and nothing left behind in the store."""
     until(lambda: client.jobs.get(id).status in ("succeeded", "failed", "cancelled"))
     job = client.jobs.get(id)
     assert job.status == "succeeded", (kind, job.error)
@@ -78,4 +78,8 @@ def settled(client: Client, service: Service, id: str, kind: str) -> None:
         files = client.models.version(refs[0])["files"]
         assert files
     until(lambda: files_in(service.data / "store" / "checkpoints" / id) == [])
-    until(lambda: not list((service.data / "scratch" / "jobs").glob(f"{id}*")))
+
+
+def tidied(service: Service) -> None:
+    """What killed attempts left on the disk is gone, too; it takes two minutes."""
+    until(lambda: not list((service.data / "scratch" / "jobs").glob("*")))

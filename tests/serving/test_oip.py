@@ -135,7 +135,7 @@ async def test_bombs_and_broken_and_unknown_encodings(client: httpx.AsyncClient,
     assert "unpacks to more than" in refused(await sent("deflate", bomb), 413)
     assert "no gzip" in refused(await sent("gzip", b"not at all"), 400)
     assert "in the middle" in refused(await sent("gzip", gzip.compress(b"x" * 999)[:-9]), 400)
-    assert "'br' is not taken" in refused(await sent("br", b"x"), 501)
+    assert "'br' is not taken" in refused(await sent("br", b"x"), 415)
     assert "no valid JSON" in refused(await sent("gzip", gzip.compress(b"x")), 400)
 
 
@@ -379,7 +379,7 @@ async def test_documented(client: httpx.AsyncClient, plain: Lane) -> None:
         told = paths[path]["post"]
         assert told["requestBody"]["content"]["application/json"]["schema"]["required"] == ["inputs"]
         assert told["requestBody"]["content"]["application/json"]["examples"]
-        assert {"200", "400", "404", "413", "429", "501", "503", "504"} <= told["responses"].keys()
+        assert {"200", "400", "404", "413", "415", "429", "503", "504"} <= told["responses"].keys()
     assert "/v2/models/{name}/config" in paths
 
 
