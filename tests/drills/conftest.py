@@ -19,10 +19,6 @@ RESULTS = Results(Path(os.environ["DRILLS_REPORT"])) if "DRILLS_REPORT" in os.en
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if RESULTS is not None and "/drills/" in report.nodeid:
         RESULTS.add(report)
-
-
-def pytest_sessionfinish() -> None:
-    if RESULTS is not None:
         RESULTS.write()
 
 

@@ -30,7 +30,7 @@ def test_the_master_is_killed(start: Start, tmp_path: Path, digits: dict[str, np
             deploy(service, "web", "scaled@1")
             id = str(client.jobs.submit("train", model="net@1", dataset="digits", epochs=30, batch_size=16).id)
             with calling(service, [request("/predict/web", ONES)], mode="closed", connections=4, seconds=3600) as made:
-                until(lambda: (client.jobs.get(id).progress or 0) > 0.1)
+                until(lambda: len(client.jobs.get(id).history) > 1)
                 redises.master.kill()
                 died = time.monotonic()
                 until(lambda: redises.replica.client().info("replication")["role"] == "master")
