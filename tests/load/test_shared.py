@@ -83,7 +83,13 @@ WEIGHTS: dict[str, tuple[Any, tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in ("cifar10_resnet32.th", "cifar_base_kw.pth") else n
+        for n in WEIGHTS
+    ],
+)
 def test_weights(name: str, shared: Path, tmp_path: Path) -> None:
     made, row = WEIGHTS[name]
     signature: dict[str, Any] = {"inputs": [{"name": "x", "shape": [-1, *row]}]}

@@ -132,7 +132,14 @@ def test_torchscript_that_cannot_be_converted_says_why(bench, shared: Path) -> N
 
 @pytest.mark.shared
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", ["silero_vad", "ppocr_cls_v2", "marabou_cifar10_small", "cifar_base_kw"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "silero_vad",
+        "ppocr_cls_v2",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("marabou_cifar10_small", "cifar_base_kw")),
+    ],
+)
 def test_onnx_files_of_others_give_their_reference_answers(bench, shared: Path, name: str, target: str) -> None:
     from workers.load import onnx
 

@@ -57,7 +57,7 @@ def taught(bench: Any, teacher: str, **more: Any) -> tuple[torch.Tensor, dict[st
     return weight, outcome.report
 
 
-@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("target", ["openvino", pytest.param("onnxruntime", marks=pytest.mark.slow)])
 def test_an_engine_teaches_what_the_network_in_it_teaches(bench: Any, blobs: Any, target: str) -> None:
     by_network, report = taught(bench, "raw@2")
     assert (report["teacher"], report["temperature"], report["alpha"]) == ("raw@2", 4.0, 0.9)

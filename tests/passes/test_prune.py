@@ -18,7 +18,11 @@ def ready(bench, stripes):
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [("l1_unstructured", {}), ("l1_unstructured", {"scope": "global"}), ("random_unstructured", {"seed": 3})],
+    [
+        ("l1_unstructured", {}),
+        pytest.param("l1_unstructured", {"scope": "global"}, marks=pytest.mark.slow),
+        pytest.param("random_unstructured", {"seed": 3}, marks=pytest.mark.slow),
+    ],
 )
 def test_zeros_are_counted_in_the_onnx_and_promise_no_speed(ready, method, more) -> None:
     version, report = ready.run(kind="prune", model="m@1", method=method, amount=0.6, **more)
