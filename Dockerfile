@@ -57,7 +57,7 @@ RUN apt-get update \
  && install -d -o enginesmith -g enginesmith /data
 ENV ENGINESMITH_DATA=/data HOME=/data
 USER 10001:10001
-WORKDIR /data
+WORKDIR /
 VOLUME /data
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "--"]
@@ -114,7 +114,7 @@ RUN pip install --no-deps --no-build-isolation . \
  && pip check
 ENV ENGINESMITH_DATA=/data HOME=/data ENGINESMITH_HOST=0.0.0.0 ENGINESMITH_PORT=8000
 USER 10001:10001
-WORKDIR /data
+WORKDIR /
 VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
@@ -135,7 +135,7 @@ RUN pip install --no-deps --no-build-isolation . \
  && pip check
 ENV ENGINESMITH_DATA=/data HOME=/data
 USER 10001:10001
-WORKDIR /data
+WORKDIR /
 VOLUME /data
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-m", "workers.alive", "/data"]
 STOPSIGNAL SIGTERM
