@@ -117,6 +117,11 @@ BROKEN: list[tuple[list[Any], Any, str]] = [
         {"op": "call_method", "name": "add", "target": "add_", "args": [{"$node": "shift"}, 1]},
         "own tensor",
     ),
+    (
+        ["nodes", 4],
+        {"op": "call_function", "name": "add", "target": "operator.add", "args": [{"$node": "relu"}], "kwargs": {}},
+        "operator of the graph has too few arguments",
+    ),
     (["nodes", 5, "args"], [1], "must come from a node"),
     (["nodes", 5, "op"], "call_function", "output|not among"),
     (["modules", "fc", "type"], "Conv9d", "Conv9d"),

@@ -39,6 +39,8 @@ def build(data: Any) -> fx.GraphModule:
     try:
         built.lint()
         module = fx.GraphModule(root, built, class_name="Network")
+    except IndexError as error:  # torch writes operators down with as many operands as they have
+        raise BadArchitecture(f"an operator of the graph has too few arguments: {error}") from error
     except (RuntimeError, ValueError, SyntaxError, RecursionError) as error:
         raise BadArchitecture(f"the graph holds together badly: {error}") from error
     return module
