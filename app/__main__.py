@@ -90,11 +90,10 @@ def _engines(settings: Settings) -> int:
 
 
 def _reindex(settings: Settings) -> int:
-    from app.storage.artifacts import Artifacts
     from app.storage.registry import reindex
 
     with backup_command.opened(settings) as catalog:
-        found = reindex(Artifacts(settings.artifacts_url), catalog)
+        found = reindex(backup_command.filled_store(settings), catalog)
     print(json.dumps(found))  # noqa: T201
     return 0
 

@@ -40,10 +40,22 @@ def run(settings: Settings, given: argparse.Namespace) -> int:
                 raise NotFound(f"there is no folder {given.file.absolute().parent}")
             told = {"keys": backup(catalog, given.file), "bytes": given.file.stat().st_size}
         else:
-            told = {"keys": restore(catalog, given.file, replace=given.replace)}
-            told |= reindex(Artifacts(settings.artifacts_url, patience_s=_PATIENCE_S), catalog)
+            artifacts = filled_store(settings)
+            told = {"keys": restore(catalog, given.file, replace=given.replace)} | reindex(artifacts, catalog)
     sys.stdout.write(json.dumps(told) + "\n")
     return 0
+
+
+def filled_store(settings: Settings) -> Artifacts:
+    """Raises NotFound for a store that has nothing: told of it, a service would unload all that it serves."""
+    artifacts = Artifacts(settings.artifacts_url, patience_s=_PATIENCE_S)
+    if not any(artifacts.folders(folder) for folder in ("models", "datasets")):
+        raise NotFound(
+            f"there is nothing in the store {settings.artifacts_url}",
+            code="empty_store",
+            hint="is it the one that the service uses? --data or ENGINESMITH_STORE_URL says which",
+        )
+    return artifacts
 
 
 @contextlib.contextmanager

@@ -54,10 +54,11 @@ class _Tally:
 class InFlight:
     """Requests being answered."""
 
-    __slots__ = ("count",)
+    __slots__ = ("count", "predictions")
 
     def __init__(self) -> None:
         self.count = 0
+        self.predictions = 0  # of them
 
 
 _tallies: dict[tuple[str, str], _Tally] = {}
@@ -118,6 +119,9 @@ class _Answered(Collector):
         yield CounterMetricFamily("process_cpu_seconds", "CPU time of this process", value=time.process_time())
         yield GaugeMetricFamily("process_resident_memory_bytes", "Memory of this process", value=resident_bytes())
         yield GaugeMetricFamily("enginesmith_http_requests_in_flight", "Requests being answered", value=IN_FLIGHT.count)
+        # Those that only wait, for a job's events, are none.
+        predictions = IN_FLIGHT.predictions
+        yield GaugeMetricFamily("enginesmith_predictions_in_flight", "Predictions being answered", value=predictions)
 
 
 REGISTRY.register(_Answered())

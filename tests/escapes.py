@@ -363,6 +363,11 @@ def thread_bomb(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
         threading.Thread(target=forever.wait, daemon=True).start()
 
 
+def complain(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    while True:
+        os.write(2, bytes(1 << 20))
+
+
 def leave_a_child(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     """One that outlives us, where it may be forked."""
     pid = os.fork()

@@ -167,6 +167,7 @@ class Hot:
         )
         told: Told | None = None
         IN_FLIGHT.count += 1
+        IN_FLIGHT.predictions += 1
         try:
             ask.flight = flight = self._flights.enter(receive, came)
             told = await self._told(route, ask, flight)
@@ -174,6 +175,7 @@ class Hot:
                 await _send(told, id, ask, flight, scope, send)
         finally:
             IN_FLIGHT.count -= 1
+            IN_FLIGHT.predictions -= 1
             self._count_in(route, scope, ask, id, told)
             request_id.reset(token)
 

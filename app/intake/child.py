@@ -47,7 +47,7 @@ async def read_dataset(settings: Settings, manifest: DatasetManifest, file: Path
             "threads": confined.most_threads(),
         },
     }
-    async with _turn():
+    async with _turn(settings):
         out, err, code = await _run(asked, scratch, settings)
     if code == -signal.SIGXCPU:
         raise BadDataset(
@@ -63,9 +63,10 @@ def _cpu_s(settings: Settings, size: int) -> int:
     return settings.sandbox_cpu_s * (1 + size // (1024 * MiB))
 
 
-def _turn() -> asyncio.Semaphore:
-    """As many at a time as there are cores: each may take all the memory that one may take."""
-    return _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(max(2, os.cpu_count() or 1)))
+def _turn(settings: Settings) -> asyncio.Semaphore:
+    """As many at a time as there are cores for us: each may take all the memory that one may take."""
+    cores = settings.threads or os.cpu_count() or 1
+    return _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(max(2, cores)))
 
 
 async def _run(asked: dict[str, Any], scratch: Path, settings: Settings) -> tuple[bytes, bytes, int | None]:

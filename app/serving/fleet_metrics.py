@@ -31,7 +31,7 @@ def lines(
     yield from _gauge("waking_requests", "Requests that wait for it to be loaded again", waking)
     loads = ((n, p.loads) for n, p in held)
     yield from _gauge("loads_total", "How often its engines were loaded", loads, "counter")
-    told = sorted(returns.items())
+    told = sorted((dict.fromkeys(places, 0) | dict(returns)).items())  # from 0 on: a first one is an increase
     yield from _gauge("canary_returns_total", "Canaries that broke a bound here", told, "counter")
     yield from shadow.exposition(loading.tallies)
 

@@ -33,6 +33,7 @@ OTHERS = {
     },
     "TriggerAuthentication": {"secretTargetRef"},
     "PodMonitor": {"selector", "podMetricsEndpoints"},
+    "PrometheusRule": {"groups"},
 }  # fmt: skip
 
 
@@ -133,11 +134,20 @@ def test_pools_take_the_queues_that_they_are_scaled_by() -> None:
         lists = {t["metadata"]["listName"] for t in document["spec"]["triggers"] if t["type"] == "redis"}
         assert lists == {f"rq:queue:{taken}"} | ({f"rq:queue:{queue_of_runtime('tensorrt')}"} & lists)
         assert document["spec"]["minReplicaCount"] == 0
-        assert f"{taken}" in document["spec"]["triggers"][-1]["metadata"]["query"]
+        told = document["spec"]["triggers"][-1]["metadata"]
+        assert taken in told["query"]
+        # What cannot be told is an error, and not a nought, which would take away workers with their jobs.
+        assert "vector(0)" not in told["query"]
+        assert told["ignoreNullValues"] == "false"
         if taken == "gpu":  # else nothing would be put there while none is alive
-            (told,) = named("cluster-gpu", "ConfigMap")
-            pools = pools_of(Settings(pools=told["data"]["ENGINESMITH_POOLS"]).pools)
+            (settings,) = named("cluster-gpu", "ConfigMap")
+            pools = pools_of(Settings(pools=settings["data"]["ENGINESMITH_POOLS"]).pools)
             assert {f"rq:queue:{pool}" for pool in pools} == lists
+
+
+def test_the_operator_is_given_the_same_alerts() -> None:
+    (rule,) = named("monitoring", "PrometheusRule")
+    assert rule["spec"] == yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text())
 
 
 def test_enough_time_is_left_to_end() -> None:

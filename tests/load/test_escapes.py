@@ -127,6 +127,11 @@ def test_a_bomb_of_threads_is_ended(tmp_path: Path) -> None:
         sandbox.run("escapes:thread_bomb", tmp_path / "scratch", {}, SETTINGS)
 
 
+def test_complaints_are_bounded(tmp_path: Path) -> None:
+    with pytest.raises(Unprocessable, match="complaining"):
+        sandbox.run("escapes:complain", tmp_path / "scratch", {}, Settings(sandbox_cpu_s=60, threads=1))
+
+
 @pytest.mark.parametrize("task", ["another_architecture", "x32"])
 def test_calls_of_another_architecture_end_it(task: str, tmp_path: Path, fences: Fences) -> None:
     if platform.machine() != "x86_64" or fences.seccomp:

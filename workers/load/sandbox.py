@@ -15,7 +15,7 @@ import tempfile
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from app.confinement import child as confined
 from app.confinement.fences import Fences
@@ -81,7 +81,8 @@ def _run(task: str, folder: Path, arguments: dict[str, Any], settings: Settings)
             os.close(writer)
         patience = 0.0
         try:
-            data = _converse(child, reader, json.dumps(request).encode(), settings.sandbox_cpu_s + _PATIENCE_S)
+            patient_s = settings.sandbox_cpu_s + _PATIENCE_S
+            data = _converse(child, reader, said, json.dumps(request).encode(), patient_s)
             patience = _FAREWELL_S
         finally:
             os.close(reader)
@@ -109,7 +110,7 @@ def fences() -> Fences | None:
             return None
 
 
-def _converse(child: subprocess.Popen[bytes], reader: int, request: bytes, patience: float) -> bytes:
+def _converse(child: subprocess.Popen[bytes], reader: int, said: IO[bytes], request: bytes, patience: float) -> bytes:
     assert child.stdin is not None
     try:
         child.stdin.write(request)
@@ -123,6 +124,8 @@ def _converse(child: subprocess.Popen[bytes], reader: int, request: bytes, patie
         while True:
             if (started := confined.threads_of(child.pid)) > confined.most_threads():
                 raise BadCheckpoint(f"opening it started {started} threads", code="too_many_threads")
+            if os.fstat(said.fileno()).st_size > MAX_ANSWER:
+                raise BadCheckpoint("opening it never stops complaining", code="sandbox_crashed")
             if time.monotonic() > deadline:
                 raise BadCheckpoint(f"loading it took longer than {patience:.0f} seconds", code="too_slow")
             if not waiting.select(_WATCH_S):
