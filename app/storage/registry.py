@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 from app.domain.records import Dataset, Version, now
 from app.errors import Internal, NotFound
@@ -15,8 +17,10 @@ from app.storage.catalog import Catalog
 from app.storage.kept_deployments import restore_deployments
 from app.storage.kept_webhooks import restore_webhooks
 
+log = logging.getLogger("enginesmith.registry")
 MANIFEST = "manifest.json"
 TOMBSTONE = "tombstone.json"
+_Read = TypeVar("_Read", Version, Dataset)
 
 
 def put_files(artifacts: Artifacts, folder: Path, prefix: str) -> tuple[dict[str, str], int]:
@@ -62,15 +66,13 @@ def publish_version(artifacts: Artifacts, catalog: Catalog, draft: Version) -> V
 
 def find_version(artifacts: Artifacts, name: str, job: str) -> Version | None:
     """The version that a job has published, newest first. Deleted ones are not found."""
-    for n in sorted(numbers(artifacts, f"models/{name}"), reverse=True):
-        version = read_version(artifacts, name, n)
-        if version and version.made_by.job == job:
-            return version
-    return None
+    versions = _readable(read_version, artifacts, f"models/{name}", newest_first=True)
+    return next((version for version in versions if version.made_by.job == job), None)
 
 
 def read_version(artifacts: Artifacts, name: str, n: int) -> Version | None:
-    """From its manifest; None where there is none, or a tombstone."""
+    """From its manifest; None where there is none, or a tombstone. Raises ValueError for one that is damaged, or of a
+    newer Enginesmith."""
     text = _manifest(artifacts, f"models/{name}/{n}")
     return Version.model_validate_json(text) if text else None
 
@@ -107,22 +109,17 @@ def remove_dataset(artifacts: Artifacts, catalog: Catalog, name: str, n: int | N
 
 def reindex(artifacts: Artifacts, catalog: Catalog) -> dict[str, int]:
     """Rebuilds the index in Redis from the manifests, with the deployments and webhooks that it does not know; says how
-    many of each there were."""
+    many of each there were. What is damaged is told in the log, and keeps nothing else from coming back."""
     found = {"versions": 0, "datasets": 0, "evaluations": 0, "deployments": 0, "webhooks": 0}
-    for name in artifacts.folders("models"):
-        for n in numbers(artifacts, f"models/{name}"):
-            if version := read_version(artifacts, name, n):
-                catalog.put_version(version)
-                found["versions"] += 1
-                entries = artifacts.entries(f"models/{name}/{n}/evaluations")
-                for entry in sorted(entries, key=lambda entry: entry.at):
-                    catalog.put_evaluation(version.ref, json.loads(artifacts.get_bytes(entry.key)))
-                    found["evaluations"] += 1
-    for name in artifacts.folders("datasets"):
-        for n in numbers(artifacts, f"datasets/{name}"):
-            if dataset := read_dataset(artifacts, name, n):
-                catalog.put_dataset(dataset)
-                found["datasets"] += 1
+    for version in all_versions(artifacts):
+        catalog.put_version(version)
+        found["versions"] += 1
+        for evaluation in _evaluations(artifacts, version):
+            catalog.put_evaluation(version.ref, evaluation)
+            found["evaluations"] += 1
+    for dataset in all_datasets(artifacts):
+        catalog.put_dataset(dataset)
+        found["datasets"] += 1
     found["deployments"] = restore_deployments(artifacts, catalog)
     found["webhooks"] = restore_webhooks(artifacts, catalog)
     catalog.note_memory()
@@ -132,6 +129,52 @@ def reindex(artifacts: Artifacts, catalog: Catalog) -> dict[str, int]:
 def reindex_if_lost(artifacts: Artifacts, catalog: Catalog) -> dict[str, int] | None:
     """A Redis that is new, or has lost what it held, learns it from the store."""
     return None if catalog.remembers() else reindex(artifacts, catalog)
+
+
+def all_versions(artifacts: Artifacts, damaged: set[str] | None = None) -> Iterator[Version]:
+    """Those that can be read. damaged: gets the places (`models/NAME/N`) of the others."""
+    for name in artifacts.folders("models"):
+        yield from _readable(read_version, artifacts, f"models/{name}", damaged)
+
+
+def all_datasets(artifacts: Artifacts, damaged: set[str] | None = None) -> Iterator[Dataset]:
+    """Like all_versions."""
+    for name in artifacts.folders("datasets"):
+        yield from _readable(read_dataset, artifacts, f"datasets/{name}", damaged)
+
+
+def _readable(
+    read: Callable[[Artifacts, str, int], _Read | None],
+    artifacts: Artifacts,
+    place: str,
+    damaged: set[str] | None = None,
+    newest_first: bool = False,
+) -> Iterator[_Read]:
+    name = place.partition("/")[2]
+    for n in sorted(numbers(artifacts, place), reverse=newest_first):
+        try:
+            found = read(artifacts, name, n)
+        except ValueError:
+            log.error("%s/%d/%s is damaged, or of a newer version, and is left out", place, n, MANIFEST)
+            if damaged is not None:
+                damaged.add(f"{place}/{n}")
+            continue
+        if found is not None:
+            yield found
+
+
+def _evaluations(artifacts: Artifacts, version: Version) -> list[dict[str, Any]]:
+    """By their age."""
+    found = []
+    for key in artifacts.keys(f"models/{version.name}/{version.version}/evaluations"):
+        try:
+            evaluation = json.loads(artifacts.get_bytes(key))
+            found.append((str(evaluation["created_at"]), evaluation))
+        except NotFound:
+            continue
+        except (ValueError, KeyError, TypeError):
+            log.error("%s is damaged, and is left out", key)
+    return [evaluation for _, evaluation in sorted(found, key=lambda of: of[0])]
 
 
 def _bury(artifacts: Artifacts, place: str) -> None:

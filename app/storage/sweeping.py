@@ -12,7 +12,7 @@ from app.errors import NotFound
 from app.storage.artifacts import Artifacts, Entry
 from app.storage.catalog import Catalog
 from app.storage.plans import sweep_plans
-from app.storage.registry import numbers, read_dataset, read_version
+from app.storage.registry import all_datasets, all_versions
 from app.storage.retention import forget_jobs
 from app.storage.timings import sweep_timings
 
@@ -33,7 +33,9 @@ def sweep(
     open_jobs = list(catalog.open_jobs())
     open_ids = {job.id for job in open_jobs}
     uploads = {str(job.spec.get("upload")) for job in open_jobs}
-    records = _records(artifacts)
+    damaged: set[str] = set()
+    records: list[Version | Dataset] = [*all_versions(artifacts, damaged), *all_datasets(artifacts, damaged)]
+    unread = {place.rpartition("/")[0] for place in damaged}  # nobody can say which of their files a manifest names
     named = {record.folder for record in records} | {f"checkpoints/{id}" for id in open_ids}
     gone = 0
     for prefix in ("staging", "checkpoints", "models", "datasets"):
@@ -42,27 +44,17 @@ def sweep(
             mine = prefix in ("staging", "checkpoints") or (len(parts) > 4 and parts[2] == "files")
             holder = "/".join(parts[:2]) if prefix == "checkpoints" else "/".join(parts[:4])
             job = parts[3].rsplit("-", 1)[0] if mine and prefix == "models" else ""
-            if mine and at < before and holder not in named and key not in uploads and job not in open_ids:
+            spared = holder in named or "/".join(parts[:2]) in unread
+            if mine and at < before and not spared and key not in uploads and job not in open_ids:
                 artifacts.delete(key)
                 gone += 1
-    gone += sweep_plans(artifacts, {sha for record in records for sha in record.files.values()}, open_ids, before)
+    if not unread:
+        gone += sweep_plans(artifacts, {sha for record in records for sha in record.files.values()}, open_ids, before)
     gone += sweep_timings(artifacts, catalog.redis, before)
     _sweep_studies(catalog)
-    if jobs_kept_s:
+    if jobs_kept_s and not unread:
         forget_jobs(catalog, {r.made_by.job for r in records if isinstance(r, Version)}, jobs_kept_s)
     return gone + _sweep_trials(artifacts, _in_use(catalog, open_jobs), trials_bytes)
-
-
-def _records(artifacts: Artifacts) -> list[Version | Dataset]:
-    """All versions and data sets."""
-    read = {"models": read_version, "datasets": read_dataset}
-    return [
-        found
-        for kind, record in read.items()
-        for name in artifacts.folders(kind)
-        for n in numbers(artifacts, f"{kind}/{name}")
-        if (found := record(artifacts, name, n))
-    ]
 
 
 def _in_use(catalog: Catalog, open_jobs: Iterable[Job]) -> set[str]:

@@ -13,9 +13,11 @@ from app.storage.registry import (
     fetch_files,
     find_version,
     publish_version,
+    reindex,
     reindex_if_lost,
     remove_version,
 )
+from app.storage.sweeping import sweep
 
 
 def test_numbers_grow_and_are_never_given_twice(artifacts: Artifacts, catalog: Catalog, tmp_path: Path) -> None:
@@ -67,3 +69,24 @@ def test_an_empty_redis_learns_from_the_manifests(artifacts: Artifacts, catalog:
         "webhooks": 0,
     }
     assert catalog.versions("net") == before
+
+
+def test_what_is_damaged_keeps_nothing_else_from_coming_back(
+    artifacts: Artifacts, catalog: Catalog, tmp_path: Path
+) -> None:
+    for n in range(3):
+        publish_version(artifacts, catalog, draft(artifacts, tmp_path / "in", f"j{n}"))
+    artifacts.put_bytes(b'{"name": "net', "models/net/2/manifest.json")
+    for job, told in (
+        ("b", '{"created_at": "2026-01-02T", "acc": 2}'),
+        ("a", '{"created_at": "2026-01-03T", "acc": 3}'),
+    ):
+        artifacts.put_bytes(told.encode(), f"models/net/3/evaluations/{job}.json")
+    artifacts.put_bytes(b"[", "models/net/3/evaluations/c.json")
+    catalog.redis.flushall()
+    found = reindex(artifacts, catalog)
+    assert (found["versions"], found["evaluations"]) == (2, 2)
+    assert [of["acc"] for of in catalog.evaluations("net@3")] == [3]  # the newest by its own word
+    assert find_version(artifacts, "net", "j0") is not None
+    assert sweep(artifacts, catalog, older_than_s=-1) == 0  # nobody knows which files the damaged one names
+    assert publish_version(artifacts, catalog, draft(artifacts, tmp_path / "in", "j4")).version == 4
