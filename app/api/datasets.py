@@ -18,7 +18,7 @@ from app.api.examples import headers, problems, upload_body
 from app.api.files import file_response
 from app.api.models import missing_part, unknown_part
 from app.api.paging import Cursor, Limit, page
-from app.api.submitting import check_room
+from app.api.submitting import taking
 from app.api.told import dataset_json
 from app.api.uploads import MultipartBody, Part
 from app.deps import TheArtifacts, TheCatalog, TheSettings
@@ -27,6 +27,7 @@ from app.errors import BadDataset, NotFound, TooLarge
 from app.intake.child import read_dataset
 from app.intake.manifest import DatasetManifest
 from app.observe import UPLOADED
+from app.room import Coming
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
 from app.storage.catalog import Catalog
@@ -55,23 +56,33 @@ _UPLOADS: dict[str, Any] = {
     openapi_extra=upload_body(DatasetManifest, "a .npz, a zip of images, a csv or a parquet file", _UPLOADS),
 )
 async def upload(request: Request, settings: TheSettings, artifacts: TheArtifacts, catalog: TheCatalog) -> Response:
-    await check_room(request)
-    await asyncio.to_thread(settings.scratch.mkdir, parents=True, exist_ok=True)
-    scratch = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="dataset-", dir=settings.scratch))
-    try:
-        manifest, file = await _receive(request, settings, scratch)
-        holder = caller(request.scope)
-        draft = await read_dataset(settings, manifest, file, scratch) | {"key": holder.owner if holder else None}
-        file.unlink()
-        publishing = asyncio.to_thread(_publish, artifacts, catalog, manifest.name, draft, scratch / "data")
-        dataset = await asyncio.shield(asyncio.ensure_future(publishing))
-    finally:
-        await asyncio.shield(asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True))
+    async with taking(request, job=False) as coming:
+        dataset = await _take(request, coming, settings, artifacts, catalog)
     headers = {"Location": f"/v1/datasets/{dataset.name}/versions/{dataset.version}"}
     return Json(dataset_json(dataset), status_code=201, headers=headers)
 
 
-async def _receive(request: Request, settings: Settings, scratch: Path) -> tuple[DatasetManifest, Path]:
+async def _take(
+    request: Request, coming: Coming, settings: Settings, artifacts: Artifacts, catalog: Catalog
+) -> Dataset:
+    await asyncio.to_thread(settings.scratch.mkdir, parents=True, exist_ok=True)
+    scratch = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="dataset-", dir=settings.scratch))
+    try:
+        manifest, file = await _receive(request, coming, settings, scratch)
+        holder = caller(request.scope)
+        draft = await read_dataset(settings, manifest, file, scratch) | {"key": holder.owner if holder else None}
+        file.unlink()
+        await coming.whole(await asyncio.to_thread(_bytes_below, scratch / "data"))
+        coming.place = f"datasets/{manifest.name}/files/{uuid.uuid4().hex}"
+        publishing = asyncio.to_thread(
+            _publish, artifacts, catalog, manifest.name, draft, scratch / "data", coming.place
+        )
+        return await asyncio.shield(asyncio.ensure_future(publishing))
+    finally:
+        await asyncio.shield(asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True))
+
+
+async def _receive(request: Request, coming: Coming, settings: Settings, scratch: Path) -> tuple[DatasetManifest, Path]:
     """Both parts, in either order; the file on disk."""
     manifest: DatasetManifest | None = None
     file: Path | None = None
@@ -81,7 +92,7 @@ async def _receive(request: Request, settings: Settings, scratch: Path) -> tuple
             manifest = checked(DatasetManifest, parse_json(text, "the manifest"), "the manifest")
         elif part.name == "file":
             file = scratch / "upload"
-            size = await _save(part, file, settings.max_upload_bytes)
+            size = await _save(part, file, coming, settings.max_upload_bytes)
             UPLOADED.labels("dataset").inc(size)
         else:
             raise unknown_part(part)
@@ -92,12 +103,13 @@ async def _receive(request: Request, settings: Settings, scratch: Path) -> tuple
     return manifest, file
 
 
-async def _save(part: Part, to: Path, most: int) -> int:
+async def _save(part: Part, to: Path, coming: Coming, most: int) -> int:
     size = 0
     with to.open("wb") as file:
         held = bytearray()
         async for chunk in part.chunks():
             size += len(chunk)
+            await coming.more(len(chunk))
             if size > most:
                 raise TooLarge(f"the upload is larger than {most} bytes", hint="raise ENGINESMITH_MAX_UPLOAD_BYTES")
             held += chunk
@@ -110,8 +122,13 @@ async def _save(part: Part, to: Path, most: int) -> int:
     return size
 
 
-def _publish(artifacts: Artifacts, catalog: Catalog, name: str, draft: dict[str, Any], folder: Path) -> Dataset:
-    prefix = f"datasets/{name}/files/{uuid.uuid4().hex}"
+def _bytes_below(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _publish(
+    artifacts: Artifacts, catalog: Catalog, name: str, draft: dict[str, Any], folder: Path, prefix: str
+) -> Dataset:
     try:
         files, size = put_files(artifacts, folder, prefix)
         record = {"name": name, "version": 1, "folder": prefix, "files": files, "bytes": size, "created_at": now()}

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from app.api.auth import caller
 from app.api.body import Json, checked_by, read_json
 from app.api.examples import headers, json_body, problems
 from app.api.job_examples import EXAMPLES
@@ -157,7 +158,7 @@ def cancel(id: str, catalog: TheCatalog, queue: TheQueue, artifacts: TheArtifact
     status_code=202,
     summary="Run a failed or cancelled job again",
     description="The same job, queued again with its next attempt; training goes on from its last checkpoint.",
-    responses={202: shown("the job, queued again"), **problems(404, 409)},
+    responses={202: shown("the job, queued again"), **problems(404, 409, 507)},
     openapi_extra=headers("Prefer", "Idempotency-Key"),
 )
 async def retry(
@@ -177,6 +178,7 @@ async def retry(
         if first != token:  # its answer was lost on the way
             return await accepted(request, catalog, await asyncio.to_thread(catalog.job, id))
     try:
+        await asyncio.to_thread(request.app.state.room.check, 0, caller(request.scope))
         job = await asyncio.to_thread(_retry, id, settings.max_attempts, catalog, queue, artifacts)
     except BaseException:
         if key is not None:

@@ -17,7 +17,7 @@ from app.api.examples import headers, problems, upload_body
 from app.api.files import file_response
 from app.api.manifest import ModelManifest, check_architecture
 from app.api.paging import Cursor, Limit, page
-from app.api.submitting import accepted, check_room, fingerprint, submit_once
+from app.api.submitting import accepted, fingerprint, submit_once, taking
 from app.api.told import lineage_json, version_json
 from app.api.uploads import MultipartBody, Part, safe_filename
 from app.deps import TheArtifacts, TheCatalog, TheQueue, TheSettings
@@ -26,6 +26,8 @@ from app.domain.specs import ImportSpec
 from app.errors import NotFound, Problem, Unprocessable
 from app.intake import checkpoint, tars
 from app.observe import UPLOADED
+from app.queue import Queue
+from app.room import Coming
 from app.settings import Settings
 from app.storage.artifacts import Artifacts, Staged
 from app.storage.catalog import Catalog
@@ -62,9 +64,17 @@ _UPLOADS: dict[str, Any] = {
 async def upload(
     request: Request, settings: TheSettings, artifacts: TheArtifacts, catalog: TheCatalog, queue: TheQueue
 ) -> Response:
-    await check_room(request)
-    manifest, staged, filename = await _receive(request, settings, artifacts)
+    async with taking(request, job=True) as coming:
+        job = await _take(request, coming, settings, artifacts, catalog, queue)
+    return await accepted(request, catalog, job)
+
+
+async def _take(
+    request: Request, coming: Coming, settings: Settings, artifacts: Artifacts, catalog: Catalog, queue: Queue
+) -> Job:
+    manifest, staged, filename = await _receive(request, coming, settings, artifacts)
     kept = False
+    coming.place = staged.key
     try:
         UPLOADED.labels("model").inc(staged.bytes)
         spec = ImportSpec(
@@ -90,10 +100,12 @@ async def upload(
     finally:
         if not kept:
             await asyncio.shield(asyncio.to_thread(artifacts.delete, staged.key))
-    return await accepted(request, catalog, job)
+    return job
 
 
-async def _receive(request: Request, settings: Settings, artifacts: Artifacts) -> tuple[ModelManifest, Staged, str]:
+async def _receive(
+    request: Request, coming: Coming, settings: Settings, artifacts: Artifacts
+) -> tuple[ModelManifest, Staged, str]:
     """Both parts, in either order, the file staged and looked at. After any error nothing of it is left."""
     manifest: ModelManifest | None = None
     staged: Staged | None = None
@@ -108,13 +120,14 @@ async def _receive(request: Request, settings: Settings, artifacts: Artifacts) -
                     check_architecture(manifest.architecture)
             elif part.name == "file":
                 filename = safe_filename(part.filename, "checkpoint")
-                staged = await _stage(part, filename, settings, artifacts)
+                staged = await _stage(part, filename, coming, settings, artifacts)
             else:
                 raise unknown_part(part)
         if staged is None:
             raise missing_part("file")
         if manifest is None:
             raise missing_part("manifest")
+        await coming.whole()
     except BaseException:
         if staged is not None:
             await asyncio.shield(asyncio.to_thread(artifacts.delete, staged.key))
@@ -122,12 +135,13 @@ async def _receive(request: Request, settings: Settings, artifacts: Artifacts) -
     return manifest, staged, filename
 
 
-async def _stage(part: Part, filename: str, settings: Settings, artifacts: Artifacts) -> Staged:
+async def _stage(part: Part, filename: str, coming: Coming, settings: Settings, artifacts: Artifacts) -> Staged:
     found: list[checkpoint.Kind] = []
 
     async def looked_at() -> AsyncIterator[bytes]:
         held = bytearray()
         async for chunk in part.chunks():
+            await coming.more(len(chunk))
             held += chunk
             if not found and len(held) >= checkpoint.HEAD:
                 found.append(checkpoint.recognise(bytes(held[: checkpoint.HEAD])))

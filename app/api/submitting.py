@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
@@ -21,6 +22,7 @@ from app.api.waiting import applied, ended_or, idempotency_key, preferred_wait, 
 from app.domain.records import Job
 from app.errors import Unavailable
 from app.queue import Queue
+from app.room import Coming, Room
 from app.storage.catalog import Catalog
 
 log = logging.getLogger("enginesmith.jobs")
@@ -56,7 +58,7 @@ async def submit_once(
             made = made.but(key=holder.owner)
         if tracing.on:
             made = made.but(traceparent=tracing.traceparent())
-        job = await asyncio.to_thread(catalog.add, made)
+        job = await asyncio.to_thread(catalog.add, made, holder.limits.jobs if holder else None)
     except BaseException:
         if key is not None:
             await asyncio.shield(asyncio.to_thread(catalog.forget, key))
@@ -68,11 +70,18 @@ async def submit_once(
     return job, True
 
 
-async def check_room(request: Request) -> None:
-    """Before the body of an upload is read. Raises InsufficientStorage, Overloaded."""
+@asynccontextmanager
+async def taking(request: Request, *, job: bool) -> AsyncIterator[Coming]:
+    """Around an upload, from before its body is read until it is kept. job: whether a job is made of it. Raises
+    InsufficientStorage, Overloaded."""
+    room: Room = request.app.state.room
     declared = request.headers.get("content-length", "")
     incoming = int(declared) if declared.isdecimal() else 0
-    await asyncio.to_thread(request.app.state.room.check, incoming, caller(request.scope))
+    coming = await asyncio.to_thread(room.admit, incoming, caller(request.scope), job=job)
+    try:
+        yield coming
+    finally:
+        room.leave(coming)
 
 
 async def accepted(request: Request, catalog: Catalog, job: Job) -> Response:

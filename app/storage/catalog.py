@@ -10,7 +10,7 @@ from typing import Any, Self
 from app.domain.plans import pools_of, runtime_of_queue
 from app.domain.records import ENDED, Job, Progress, Status, now
 from app.domain.webhooks import announcement
-from app.errors import NotFound
+from app.errors import NotFound, Overloaded
 from app.settings import Settings
 from app.storage import encoding, scripts, trials
 from app.storage.deployments import Deployments, texts_of
@@ -33,6 +33,7 @@ class Catalog(Index, Deployments):
         """pools: queues whose workers come when there is something for them."""
         Index.__init__(self, redis)
         Deployments.__init__(self, redis)
+        self._add = redis.register_script(scripts.ADD)
         self._move = redis.register_script(scripts.MOVE)
         self._renew = redis.register_script(scripts.RENEW)
         self._note = redis.register_script(scripts.NOTE)
@@ -58,15 +59,17 @@ class Catalog(Index, Deployments):
 
     # Jobs ---------------------------------------------------------------------------------------------------------
 
-    def add(self, job: Job) -> Job:
-        """A new job, queued. A trial is added by its parent: see `trials`."""
+    def add(self, job: Job, most: int | None = None) -> Job:
+        """A new job, queued. most: how many its key may have that have not ended; None: any. Raises Overloaded where
+        it has so many. A trial is added by its parent: see `trials`."""
         fields = encoding.fields(job.model_dump(mode="json"), but={"history"})
-        self.redis.hset(_job(job.id), mapping=fields)
-        self.redis.sadd("es:jobs:open", job.id)
-        if job.key is not None:
-            self.redis.sadd(_of_key(job.key), job.id)
-        self.redis.zadd("es:jobs", {job.id: encoding.millis(job.created_at)})
-        self.redis.xadd(_events(job.id), {"type": "state", "data": encoding.event(job.model_dump(mode="json"))})
+        of_key = _of_key(job.key) if job.key is not None else ""
+        keys = [_job(job.id), _events(job.id), "es:jobs:open", "es:jobs", of_key]
+        state = encoding.event(job.model_dump(mode="json"))
+        args: list[Any] = [job.id, encoding.millis(job.created_at), state, "" if most is None else most]
+        held = self._add(keys=keys, args=[*args, *(part for field in fields.items() for part in field)])
+        if held is not None and most is not None:
+            raise too_many_jobs(int(held), most)
         return job
 
     def job(self, id: str) -> Job:
@@ -143,10 +146,17 @@ class Catalog(Index, Deployments):
             self.redis.srem(_of_key(key), *ended)
         return int(self.redis.scard(_of_key(key)))
 
+    def open_jobs_of(self, key: str) -> list[Job]:
+        """Those, without histories."""
+        return self._briefs(self.redis.sinter([_of_key(key), "es:jobs:open"]))
+
     def open_jobs(self) -> list[Job]:
         """Every job that has not ended, without histories."""
+        return self._briefs(self.redis.smembers("es:jobs:open"))
+
+    def _briefs(self, ids: Collection[str]) -> list[Job]:
         found = []
-        for id in sorted(self.redis.smembers("es:jobs:open")):
+        for id in sorted(ids):
             try:
                 found.append(self.brief(id))
             except NotFound:  # a record that was lost must not keep the others from being looked after
@@ -197,7 +207,7 @@ class Catalog(Index, Deployments):
     def again(self, job: Job, attempts: int) -> Job:
         """Puts a job that failed, or was cancelled, back to the beginning, with so many further attempts; to be
         enqueued. Raises Stale."""
-        return self.moved(
+        moved = self.moved(
             job.id,
             was={"failed", "cancelled"},
             to="queued",
@@ -210,6 +220,9 @@ class Catalog(Index, Deployments):
             started_at=None,
             finished_at=None,
         )
+        if job.key is not None:
+            self.redis.sadd(_of_key(job.key), job.id)
+        return moved
 
     def renew(self, id: str, attempt: int, lease_s: float) -> Status:
         """Renews an attempt's lease; gives the job's status. Raises Fenced when the job has moved on."""
@@ -298,6 +311,16 @@ class Catalog(Index, Deployments):
             return self.live_workers()
         targets = {runtime: {"ok": True} for queue in self._pools if (runtime := runtime_of_queue(queue))}
         return [*self.live_workers(), {"queues": list(self._pools), "targets": targets}]
+
+
+def too_many_jobs(held: int, most: int) -> Overloaded:
+    """For a key that has so many jobs."""
+    return Overloaded(
+        f"this key has {held} jobs that have not ended, and may have {most}",
+        code="too_many_jobs",
+        hint="wait for one of them, or cancel it",
+        headers={"Retry-After": "5"},
+    )
 
 
 def _of_key(key: str) -> str:

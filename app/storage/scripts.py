@@ -2,6 +2,24 @@
 
 from app.storage.webhook_scripts import TELL
 
+# KEYS: job hash, event stream, set of open jobs, all jobs, set of the open jobs of its API key or "".
+# ARGV: id, created_at in ms, event, how many open jobs that key may have or "", then fields.
+# Answers how many it has, where those are too many. A repeated call (the answer was lost on the way) does nothing.
+ADD = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return false end
+if KEYS[5] ~= '' then
+  for _, over in ipairs(redis.call('SDIFF', KEYS[5], KEYS[3])) do redis.call('SREM', KEYS[5], over) end
+  local held = redis.call('SCARD', KEYS[5])
+  if ARGV[4] ~= '' and held >= tonumber(ARGV[4]) then return held end
+  redis.call('SADD', KEYS[5], ARGV[1])
+end
+for i = 5, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('SADD', KEYS[3], ARGV[1])
+redis.call('ZADD', KEYS[4], ARGV[2], ARGV[1])
+redis.call('XADD', KEYS[2], '*', 'type', 'state', 'data', ARGV[3])
+return false
+"""
+
 # KEYS: job hash, event stream, lease, set of open jobs, and of a trial its parent's hash and that one's open trials,
 # else twice ""; hash of webhooks.
 # ARGV: statuses it may be in ("|a|b|"), the next, attempt expected or "", token, lease in ms or "", event, id,

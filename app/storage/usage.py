@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from app.domain.records import Dataset, Record, Version, now
 from app.storage.artifacts import Artifacts
@@ -48,9 +48,14 @@ def measure(artifacts: Artifacts, catalog: Catalog) -> Usage:
     return Usage(measured_at=now(), total=total, by=held, versions=counts[Version], datasets=counts[Dataset], keys=keys)
 
 
-def bytes_of(catalog: Catalog, key: str) -> int:
-    """Of the versions and data sets that were made with an API key."""
-    return sum(record.bytes for record in _records(catalog) if record.key == key)
+def bytes_of(catalog: Catalog, key: str, but: Collection[str] = ()) -> int:
+    """Of the versions and data sets that were made with an API key, and of uploads that are being imported. but: places
+    in the store that do not count."""
+    made = [record for record in _records(catalog) if record.key == key]
+    done = {record.made_by.job for record in made if isinstance(record, Version)}
+    imports = [job.spec for job in catalog.open_jobs_of(key) if job.kind == "import" and job.id not in done]
+    kept = sum(record.bytes for record in made if record.folder not in but)
+    return kept + sum(int(spec["bytes"]) for spec in imports if spec["upload"] not in but)
 
 
 def _records(index: Index) -> Iterator[Version | Dataset]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import shutil
 from collections import namedtuple
+from collections.abc import AsyncIterator
 
 import httpx
 import numpy as np
 import pytest
 from asking import problem
+from checkpoints_for_app import zipped
 from keyed import bearer, becomes, issue, replica
 
 from app.settings import Settings
@@ -64,11 +67,12 @@ async def test_the_store_takes_no_more_than_it_may(settings: Settings) -> None:
 
 
 async def test_what_a_key_has_made_is_counted_and_bounded(settings: Settings) -> None:
-    key, token = issue(settings, bytes=2500)
+    key, token = issue(settings, bytes=3000)
     _, other = issue(settings)
     async with replica(settings) as client:
         await becomes(client, 200, bearer(token))
         made = await send(client, headers=bearer(token))
+        assert made.status_code == 201, made.text
         assert made.json()["key"] == key.id
         refused = problem(await send(client, headers=bearer(token)), 507)
         assert refused["code"] == "key_quota"
@@ -76,9 +80,70 @@ async def test_what_a_key_has_made_is_counted_and_bounded(settings: Settings) ->
         mine = (await client.get("/v1/usage", headers=bearer(token))).json()
         assert mine["key"]["id"] == key.id
         assert mine["key"]["bytes"] == made.json()["bytes"]
-        assert mine["key"]["limits"] == {"bytes": 2500}
+        assert mine["key"]["limits"] == {"bytes": 3000}
         assert (await client.delete("/v1/datasets/d", headers=bearer(token))).status_code == 204
         assert (await send(client, headers=bearer(token))).status_code == 201
+
+
+async def test_uploads_that_come_together_are_counted_together(settings: Settings) -> None:
+    _, token = issue(settings, bytes=5000)
+
+    async def push(client: httpx.AsyncClient, name: str) -> httpx.Response:
+        file = {
+            "file": (
+                "x.pt",
+                zipped({"net/data.pkl": b"\x80\x02}q\x00.", "net/version": b"3\n", "net/data/0": bytes(1000)}),
+            )
+        }
+        manifest = {"manifest": json.dumps({"name": name})}
+        return await client.post("/v1/models", headers=bearer(token), files=file, data=manifest)
+
+    async with replica(settings) as client:
+        await becomes(client, 200, bearer(token))
+        answers = await asyncio.gather(*(push(client, f"m{n}") for n in range(8)))
+        taken = [answer for answer in answers if answer.status_code == 202]
+        assert 1 <= len(taken) <= 4  # the jobs that import them wait: nothing is published yet
+        assert {problem(a, 507)["code"] for a in answers if a.status_code != 202} == {"key_quota"}
+        assert problem(await push(client, "more"), 507)["code"] == "key_quota"
+        await client.post(f"/v1/jobs/{taken[0].json()['id']}/cancel", headers=bearer(token))
+        assert (await push(client, "more")).status_code == 202
+
+
+async def test_what_a_data_set_unpacks_to_is_what_counts(settings: Settings) -> None:
+    _, token = issue(settings, bytes=5000)
+    held = io.BytesIO()
+    np.savez_compressed(held, x=np.zeros((900, 4), np.float32), y=np.arange(900) % 3)
+    assert held.tell() < 5000
+    parts = {
+        "manifest": (None, json.dumps({"name": "d", "kind": "arrays"}), "application/json"),
+        "file": ("d.npz", held.getvalue(), "application/octet-stream"),
+    }
+    async with replica(settings) as client:
+        await becomes(client, 200, bearer(token))
+        refused = await client.post("/v1/datasets", files=parts, headers=bearer(token), timeout=60)
+        assert problem(refused, 507)["code"] == "key_quota"
+        assert list((settings.data / "scratch").iterdir()) == []
+
+
+async def test_a_disk_that_fills_up_meanwhile_ends_an_upload(
+    client: httpx.AsyncClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal sent
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="x.npz"\r\n\r\n'
+        for _ in range(64):
+            sent += 1
+            if sent == 20:
+                monkeypatch.setattr(shutil, "disk_usage", lambda place: Disk(10 << 30, 9 << 30, 1 << 29))
+            yield bytes(1 << 20)
+        yield b"\r\n--b--\r\n"
+
+    said = {"Content-Type": "multipart/form-data; boundary=b"}
+    refused = await client.post("/v1/datasets", content=body(), headers=said, timeout=60)
+    assert problem(refused, 507)["code"] == "disk_nearly_full"
+    assert list((settings.data / "scratch").iterdir()) == []
 
 
 async def test_only_admins_see_what_others_hold(settings: Settings) -> None:
