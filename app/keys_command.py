@@ -69,7 +69,7 @@ def _list(keys: list[Key], as_json: bool) -> int:
         return 0
     rows = [("id", "name", "scopes", "made", "revoked", "limits")]
     for key in keys:
-        limits = ", ".join(f"{name} {value:g}" for name, value in key.limits.model_dump(exclude_none=True).items())
+        limits = ", ".join(f"{name} {value:.15g}" for name, value in key.limits.model_dump(exclude_none=True).items())
         row = (key.id, key.name, "+".join(key.scopes), key.created_at, key.revoked_at, limits)
         rows.append(tuple(value or "-" for value in row))  # type: ignore[arg-type]
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]

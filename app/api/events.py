@@ -12,6 +12,7 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
+from app.api.auth import caller
 from app.api.examples import headers, problems
 from app.deps import TheCatalog
 from app.domain.records import ENDED
@@ -53,7 +54,8 @@ async def events(id: str, request: Request, catalog: TheCatalog) -> Response:
 async def _stream(catalog: Catalog, id: str, after: str, request: Request) -> AsyncIterator[bytes]:
     yield b"retry: 1000\n\n"
     last_sent = time.monotonic()
-    while not getattr(request.app.state, "stopping", False):
+    state, key = request.app.state, caller(request.scope)
+    while not getattr(state, "stopping", False) and state.keyring.holds(key):  # it may be revoked meanwhile
         try:
             found = await asyncio.to_thread(catalog.events, id, after)
             # A retried job goes on after a terminal event: only the job itself knows whether it has ended for good.

@@ -144,6 +144,21 @@ async def test_jobs_at_once(settings: Settings) -> None:
         ]  # of those refused nothing is left
 
 
+async def test_what_somebody_follows_ends_with_the_key(settings: Settings) -> None:
+    key, token = issue(settings)
+    _, admin = issue(settings)
+    async with replica(settings) as client:
+        await becomes(client, 200, bearer(token))
+        file, manifest = {"file": ("x.safetensors", safetensors())}, {"manifest": '{"name": "m"}'}
+        job = (await client.post("/v1/models", headers=bearer(admin), files=file, data=manifest)).json()
+        following = asyncio.create_task(client.get(job["links"]["events"], headers=bearer(token), timeout=60))
+        await asyncio.sleep(0.5)
+        assert not following.done()
+        revoke_key(Artifacts(settings.artifacts_url), str(key.id))
+        tell_of_change(str(settings.redis_url))
+        assert "queued" in (await asyncio.wait_for(following, 5)).text
+
+
 async def test_whoever_changes_something_is_written_down(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     key, token = issue(settings)
     async with replica(settings) as client:
