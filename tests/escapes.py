@@ -241,6 +241,35 @@ def signal_through_a_file(place: Place) -> None:
         os.close(writer)
 
 
+@stopped_by("seccomp")
+def signal_through_a_device(place: Place) -> None:
+    reader, writer = os.pipe()
+    try:
+        fcntl.ioctl(reader, 0x8901, struct.pack("i", place.victim))  # FIOSETOWN
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EINVAL):
+            return  # the kernel has heard it, and knows no such thing of a pipe
+        raise
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@stopped_by("seccomp")
+def outlive_our_parent(place: Place) -> None:
+    call(157, 167, 1, 0, 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
+@stopped_by("seccomp")
+def pass_a_file_on(place: Place) -> None:
+    try:
+        call(46, 211, 0, None, 0)  # sendmsg
+    except OSError as error:
+        if error.errno != errno.EPERM:
+            return  # the kernel has looked at it
+        raise
+
+
 @stopped_by("seccomp", "landlock 1")
 def trace_another(place: Place) -> None:
     call(101, 117, 0x4206, place.victim, 0, 0)  # PTRACE_SEIZE
@@ -361,6 +390,24 @@ def thread_bomb(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     forever = threading.Event()
     while True:
         threading.Thread(target=forever.wait, daemon=True).start()
+
+
+def memory_made_read_only(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """RLIMIT_DATA counts what may be written."""
+    mprotect, held = _LIBC.mprotect, []
+    while True:
+        part = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for at in range(0, 64 << 20, 4096):
+            part[at] = 1
+        where = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(part)))
+        if mprotect(where, ctypes.c_size_t(64 << 20), 1) != 0:
+            return {"refused": len(held)}
+        held.append(part)
+
+
+def sleep(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    time.sleep(600)
+    return {}
 
 
 def complain(folder: Path, given: dict[str, Any]) -> dict[str, Any]:

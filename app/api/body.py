@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from starlette.responses import Response
 from app.api.problems import invalid
 from app.errors import BadRequest, Unprocessable, UnsupportedMedia
 
+_AT_ONCE = 64 * 1024  # bytes
 DEEPEST = 100  # levels of nesting; a network as a graph needs about ten
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -53,7 +55,12 @@ async def read_json(request: Request) -> Any:
         raise UnsupportedMedia(f"this takes application/json, {said}", hint="send Content-Type: application/json")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMedia("a compressed body is not taken here", hint="send it without Content-Encoding")
-    return parse_json(await request.body())
+    return await parsed(await request.body())
+
+
+async def parsed(data: bytes, what: str = "the body") -> Any:
+    """Like parse_json; a large one in a thread, so that others are answered meanwhile."""
+    return parse_json(data, what) if len(data) < _AT_ONCE else await asyncio.to_thread(parse_json, data, what)
 
 
 def checked(model: type[M], value: Any, what: str) -> M:
@@ -120,9 +127,12 @@ def _doubled(data: bytes) -> str | None:
     found: list[str] = []
 
     def pairs(items: list[tuple[str, Any]]) -> None:
-        if len({k for k, _ in items}) != len(items) and not found:
-            names = [k for k, _ in items]
-            found.append(next(k for k in names if names.count(k) > 1))
+        seen: set[str] = set()
+        for name, _ in () if found else items:
+            if name in seen:
+                found.append(name)
+                break
+            seen.add(name)
 
     json.loads(data, object_pairs_hook=pairs, parse_int=len, parse_float=len)
     return found[0] if found else None

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.auth import caller
-from app.api.body import Json, checked, parse_json
+from app.api.body import Json, checked, parsed
 from app.api.examples import headers, problems, upload_body
 from app.api.files import file_response
 from app.api.models import missing_part, unknown_part
@@ -89,7 +89,7 @@ async def _receive(request: Request, coming: Coming, settings: Settings, scratch
     async for part in MultipartBody(request).parts():
         if part.name == "manifest":
             text = await part.read(settings.max_json_bytes)
-            manifest = checked(DatasetManifest, parse_json(text, "the manifest"), "the manifest")
+            manifest = checked(DatasetManifest, await parsed(text, "the manifest"), "the manifest")
         elif part.name == "file":
             file = scratch / "upload"
             size = await _save(part, file, coming, settings.max_upload_bytes)
@@ -132,7 +132,10 @@ def _publish(
     try:
         files, size = put_files(artifacts, folder, prefix)
         record = {"name": name, "version": 1, "folder": prefix, "files": files, "bytes": size, "created_at": now()}
-        return publish_dataset(artifacts, catalog, Dataset.model_validate(record | draft))
+        made = Dataset.model_validate(draft | record)  # the draft is the word of whoever may have taken the reader over
+        if {place for split in made.splits.values() for place in split.places} - set(files):
+            raise BadDataset("reading it told of files that are not there")
+        return publish_dataset(artifacts, catalog, made)
     except BaseException:
         artifacts.delete_all(prefix)
         raise

@@ -20,11 +20,9 @@ LINGER_IDLE_S = 10.0  # a client on a busy machine may pause between two chunks
 
 
 def limit(settings: Settings, method: str, path: str) -> tuple[int, str]:
-    """(bytes, the setting that says so) for a request."""
+    """(bytes, the setting that says so) for a request that is no prediction: see app/api/flights.py for those."""
     if method == "POST" and path in ("/v1/models", "/v1/datasets"):
         return settings.max_upload_bytes + settings.max_json_bytes + MULTIPART_EXTRA, "MAX_UPLOAD_BYTES"
-    if path.startswith(("/predict/", "/v2/")):
-        return settings.max_predict_bytes, PREDICT
     return settings.max_json_bytes, "MAX_JSON_BYTES"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api.body import Json, checked, parse_json
+from app.api.body import Json, checked, parsed
 from app.api.deployable import refuse_if_deployed
 from app.api.examples import headers, problems, upload_body
 from app.api.files import file_response
@@ -113,9 +113,8 @@ async def _receive(
     try:
         async for part in MultipartBody(request).parts():
             if part.name == "manifest":
-                manifest = checked(
-                    ModelManifest, parse_json(await part.read(settings.max_json_bytes), "the manifest"), "the manifest"
-                )
+                text = await part.read(settings.max_json_bytes)
+                manifest = checked(ModelManifest, await parsed(text, "the manifest"), "the manifest")
                 if manifest.architecture is not None:
                     check_architecture(manifest.architecture)
             elif part.name == "file":

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 
 from app.api import health
-from app.api.body import Json, parse_json
+from app.api.body import Json, parsed
 from app.api.oip_examples import ANY_ERROR, CONFIG, INDEX, INFER, METADATA, STATISTICS, shown, told
 from app.deps import fleet
 from app.errors import BadRequest, NotFound, Unavailable
@@ -135,7 +135,7 @@ async def infer_version(name: Named, version: Numbered) -> Response:
 async def index(request: Request) -> Response:
     """Every deployment with its versions and how they stand. `{"ready": true}`: only those that answer."""
     body = await request.body()
-    asked = parse_json(body) if body else {}
+    asked = await parsed(body) if body else {}
     if not isinstance(asked, dict) or not isinstance(only_ready := asked.get("ready", False), bool):
         raise BadRequest('the body must be {"ready": true} or empty')
     return Json(oip_metadata.index(fleet(request), only_ready))

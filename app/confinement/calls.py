@@ -11,6 +11,8 @@ Numbers = dict[str, tuple[int | None, int | None]]
 REFUSED: Numbers = {
     # The network, sockets in files, and the pairs of sockets from which those are reached too.
     "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200),
+    # What passes open files on: our own standard streams may be sockets.
+    "sendmsg": (46, 211), "recvmsg": (47, 212), "sendmmsg": (307, 269), "recvmmsg": (299, 243),
     # Programs and processes; threads are `clone`, below.
     "execve": (59, 221), "execveat": (322, 281), "fork": (57, None), "vfork": (58, None),
     # Other processes: their memory, their files, their end.
@@ -40,7 +42,8 @@ REFUSED: Numbers = {
     "inotify_init1": (294, 26), "fanotify_init": (300, 262),
     # Memory that RLIMIT_DATA does not count, or that outlives the process.
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196),
-    "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
+    "map_shadow_stack": (453, 453), "io_setup": (206, 0), "msgget": (68, 186), "semget": (64, 190),
+    "mq_open": (240, 180),
     # The machine itself.
     "kexec_load": (246, 104), "kexec_file_load": (320, 294), "init_module": (175, 105), "finit_module": (313, 273),
     "delete_module": (176, 106), "reboot": (169, 142), "swapon": (167, 224), "swapoff": (168, 225), "acct": (163, 89),
@@ -53,8 +56,8 @@ REFUSED: Numbers = {
 JUDGED: Numbers = {
     "clone": (56, 220), "clone3": (435, 435), "mmap": (9, 222), "kill": (62, 129), "tgkill": (234, 131),
     "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "prlimit64": (302, 261),
-    "sched_setaffinity": (203, 122), "setpriority": (141, 140), "fcntl": (72, 25), "ioctl": (16, 29),
-    "open": (2, None), "openat": (257, 56), "openat2": (437, 437),
+    "sched_setaffinity": (203, 122), "setpriority": (141, 140), "fcntl": (72, 25), "prctl": (157, 167),
+    "ioctl": (16, 29), "open": (2, None), "openat": (257, 56), "openat2": (437, 437),
 }  # fmt: skip
 
 SECCOMP = (317, 277)

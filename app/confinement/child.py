@@ -1,4 +1,4 @@
-"""What a confined child sees and reads, and how its parent watches it and what it left behind."""
+"""What a confined child sees and reads, how many threads it may have, and what it left behind."""
 
 from __future__ import annotations
 
@@ -51,15 +51,6 @@ def _modules(place: Path) -> Iterator[Path]:
         for entry in place.iterdir():
             if entry.suffix in _MODULES or (entry / "__init__.py").exists():
                 yield entry
-
-
-def threads_of(pid: int) -> int:
-    """How many threads a child has; 0 for one that is gone."""
-    try:
-        with Path(f"/proc/{pid}/status").open("rb") as status:
-            return next((int(line.split()[1]) for line in status if line.startswith(b"Threads:")), 0)
-    except OSError:
-        return 0
 
 
 def most_threads() -> int:

@@ -24,6 +24,8 @@ Level = Literal["namespaces", "landlock", "files", "network", "none"]
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWNET = 0x08000000, 0x10000000, 0x40000000
 _CAPABILITY_VERSION_3 = 0x20080522
+_ADDRESSES = 64 * 2**30  # that libraries reserve and never touch
+_STACK = 8 * 2**20
 
 # Libraries, and the little that they ask of a system: no secrets, no devices, no other process.
 _SYSTEM = (
@@ -110,6 +112,9 @@ def confine(
     abi = landlock.restrict(_grants(folder, readable, listed))
     dropped = _drop_capabilities(libc)
     _limit(resource.RLIMIT_DATA, limits.memory)
+    # What that does not count: stacks, and memory that is written and then made read-only. Whoever started us looks.
+    _limit(resource.RLIMIT_AS, limits.memory + limits.file + _ADDRESSES)
+    _limit(resource.RLIMIT_STACK, _STACK)
     _limit(resource.RLIMIT_FSIZE, limits.file)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_NOFILE, 1024)

@@ -30,6 +30,8 @@ _MAP_SHARED, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x01, 0x20, 0x100
 _F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15  # a signal to any process, by way of a file
 _O_ACCMODE, _O_TRUNC = 0b11, 0x200
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # keys pressed at somebody's terminal
+_FIOSETOWN, _SIOCSPGRP = 0x8901, 0x8902  # F_SETOWN once more, of sockets
+_PR_SET_PDEATHSIG = 1  # to outlive whoever started it
 
 Step = tuple[int, int, int, int]  # operation, jump if true, jump if false, operand
 ALLOW: list[Step] = [(_RETURN, 0, 0, _ALLOW)]
@@ -114,7 +116,8 @@ def _judgements(own: int) -> dict[str, list[Step]]:
         "sched_setaffinity": at_itself_or_unnamed,
         "setpriority": refuse(errno.EPERM),
         "fcntl": _unless_argument(1, [(_EQUAL, _F_SETOWN), (_EQUAL, _F_SETSIG), (_EQUAL, _F_SETOWN_EX)]),
-        "ioctl": _unless_argument(1, [(_EQUAL, _TIOCSTI), (_EQUAL, _TIOCLINUX)]),
+        "ioctl": _unless_argument(1, [(_EQUAL, of) for of in (_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP)]),
+        "prctl": _unless_argument(0, [(_EQUAL, _PR_SET_PDEATHSIG)]),
     }
 
 

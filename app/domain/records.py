@@ -176,6 +176,11 @@ class Split(Record):
     y: str
     index: str | None = None
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The files that it names."""
+        return (self.x, self.y, *([self.index] if self.index is not None else []))
+
 
 class Dataset(Record):
     """Arrays in the model's own layout; y is int64 classes 0…C-1, or float32."""

@@ -15,13 +15,14 @@ from weakref import WeakKeyDictionary
 
 from app.confinement import child as confined
 from app.confinement.fences import Fences
+from app.confinement.watch import PERIOD_S, Watch
 from app.errors import BadDataset, Internal, Problem, TooLarge, from_body
 from app.intake.manifest import DatasetManifest
 from app.settings import MiB, Settings
 
 log = logging.getLogger("enginesmith.intake")
 _MAX_ANSWER = 64 * MiB
-_WATCH_S = 0.1
+_PATIENCE_S = 120  # beyond its CPU time a child may wait for a disk so long
 _weak: set[str] = set()
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
@@ -83,7 +84,9 @@ async def _run(asked: dict[str, Any], scratch: Path, settings: Settings) -> tupl
         start_new_session=True,
     )
     try:
-        out, err = await _converse(process, json.dumps(asked).encode())
+        limits = asked["limits"]
+        watch = Watch(process.pid, limits["memory"], limits["cpu"] + _PATIENCE_S)
+        out, err = await _converse(process, json.dumps(asked).encode(), watch)
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
@@ -91,8 +94,8 @@ async def _run(asked: dict[str, Any], scratch: Path, settings: Settings) -> tupl
     return out, err, process.returncode
 
 
-async def _converse(process: asyncio.subprocess.Process, request: bytes) -> tuple[bytes, bytes]:
-    """What it answers and says, while its threads are counted."""
+async def _converse(process: asyncio.subprocess.Process, request: bytes, watch: Watch) -> tuple[bytes, bytes]:
+    """What it answers and says, while it is watched."""
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
@@ -107,14 +110,16 @@ async def _converse(process: asyncio.subprocess.Process, request: bytes) -> tupl
                 # It is gone, and something that it started holds the pipes.
                 with contextlib.suppress(ProcessLookupError):  # or nothing does, and this machine is slow
                     os.killpg(process.pid, signal.SIGKILL)
-            await asyncio.wait(reading, timeout=_WATCH_S)
-            if (started := confined.threads_of(process.pid)) > confined.most_threads():
-                raise BadDataset(f"reading it started {started} threads", code="too_many_threads")
-        out, err = (r.result() for r in reading)
+            await asyncio.wait(reading, timeout=PERIOD_S)
+            if broken := watch.broken():
+                raise BadDataset(f"reading it {broken.told}", code=broken.code)
+            if any(r.done() and len(r.result()) > _MAX_ANSWER for r in reading):  # the rest of it waits to be read
+                break
+        out, err = (r.result() if r.done() else b"" for r in reading)
     finally:
         for task in reading:
             task.cancel()
-    if len(out) > _MAX_ANSWER:
+    if max(len(out), len(err)) > _MAX_ANSWER:
         raise BadDataset("what is to be told of it is too large")
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(process.wait(), 5)

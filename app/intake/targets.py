@@ -12,6 +12,7 @@ from app.errors import BadDataset
 from app.intake.npy import check_finite
 
 _MOST_LABELS = 10_000
+_LONGEST_LABEL = 1_000
 
 
 def as_targets(values: npt.NDArray[Any], task: Literal["classification", "regression"] | None, name: str) -> Any:
@@ -76,6 +77,11 @@ def number_labels(values: Sequence[str], labels: Sequence[str] | None, name: str
     if len(values) > _MOST_LABELS:
         raise BadDataset(
             f"{name} has more than {_MOST_LABELS} different texts", hint="is that the right column? Classes are few"
+        )
+    if (longest := max(map(len, values), default=0)) > _LONGEST_LABEL:
+        raise BadDataset(
+            f"{name} has a text of {longest} characters; names of classes have {_LONGEST_LABEL} at most",
+            hint="is that the right column?",
         )
     if all(v.isdecimal() and len(v) < 10 for v in values):
         return {label: i for i, label in enumerate(sorted(values, key=lambda v: (int(v), v)))}

@@ -1,12 +1,11 @@
-"""kill -9 of whatever works, all through every kind of job: it ends as if nothing had been, and published once."""
+"""kill -9 of whatever works, in each phase of every kind of job: it ends as if nothing had been, and published once."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -22,8 +21,35 @@ from .telling import Tell
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 QUICK = {"ENGINESMITH_LEASE_S": "4", "ENGINESMITH_REAP_S": "0.5", "ENGINESMITH_REAP_GRACE_S": "1"}
 VICTIMS = ("job", "worker", "job+worker", "app", "redis", "everything")
-# Where in a job somebody dies, as shares of how long it takes undisturbed. DRILLS=all: everybody, at each of them.
-PLACES = (0.02, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 0.98)
+
+
+class Points:
+    """Where jobs are, and one at which the next of them stands still: see points/sitecustomize.py."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._log, self._hold, self._held = folder / "log", folder / "hold", folder / "held"
+        folder.mkdir()
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {"PYTHONPATH": str(Path(__file__).parent / "points"), "DRILL_FOLDER": str(self.folder)}
+
+    def seen(self) -> list[str]:
+        """Each once, in their order; forgotten thereby."""
+        text = self._log.read_text() if self._log.exists() else ""
+        self._log.unlink(missing_ok=True)
+        return list(dict.fromkeys(text.splitlines()))
+
+    @contextlib.contextmanager
+    def hold(self, point: str) -> Iterator[Callable[[], bool]]:
+        """Gives whether somebody stands there."""
+        self._hold.write_text(point)
+        try:
+            yield self._held.exists
+        finally:
+            self._hold.unlink()
+            self._held.unlink(missing_ok=True)
 
 
 class Target:
@@ -31,7 +57,9 @@ class Target:
 
     def __init__(self, data: Path) -> None:
         self.data = data
-        self.service: Service = start_service(data, **QUICK)
+        self.points = Points(data.parent / "points")
+        self.environ = QUICK | self.points.environ
+        self.service: Service = start_service(data, **self.environ)
 
     def processes(self, *words: str) -> list[psutil.Process]:
         found = []
@@ -56,7 +84,7 @@ class Target:
             self.service.process.wait()
             assert self.service.process.stdout is not None
             self.service.process.stdout.close()
-            self.service = start_service(self.data, **QUICK)
+            self.service = start_service(self.data, **self.environ)
 
     def is_back(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):
@@ -66,7 +94,7 @@ class Target:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory, digits: dict[str, np.ndarray]) -> Iterator[Target]:
-    made = Target(tmp_path_factory.mktemp("kills"))
+    made = Target(tmp_path_factory.mktemp("kills") / "data")
     with Client(made.service.url) as client:
         work.prepare(client, digits)
     yield made
@@ -74,33 +102,24 @@ def target(tmp_path_factory: pytest.TempPathFactory, digits: dict[str, np.ndarra
     made.service.stop()
 
 
-def running(client: Client, id: str) -> bool:
-    return client.jobs.get(id).status != "queued"
-
-
 @pytest.mark.parametrize("kind", work.KINDS)
-def test_killed_in_the_middle_of(kind: str, target: Target, tell: Tell) -> None:
+def test_killed_in_each_phase_of(kind: str, target: Target, tell: Tell) -> None:
+    target.points.seen()
     with Client(target.service.url) as client:
-        id = work.KINDS[kind](client)
-        until(lambda: running(client, id))
-        began = time.monotonic()
-        work.settled(client, target.service, id, kind)
-        whole_s = time.monotonic() - began
-    number = list(work.KINDS).index(kind)
+        work.settled(client, target.service, work.KINDS[kind](client), kind)
+    points = target.points.seen()
     if os.environ.get("DRILLS") == "all":
-        plan = list(itertools.product(PLACES, VICTIMS))
-    else:  # each place once, each victim at least once, and other pairs for every kind
-        plan = [(place, VICTIMS[(n + number) % len(VICTIMS)]) for n, place in enumerate(PLACES)]
-    phases: dict[str, None] = {}
-    for place, victim in plan:
-        with Client(target.service.url) as client:
+        plan = list(itertools.product(points, VICTIMS))
+    else:  # each point once, each victim at least once, and other pairs for every kind
+        number, most = list(work.KINDS).index(kind), max(len(points), len(VICTIMS))
+        plan = [(points[n % len(points)], VICTIMS[(n + number) % len(VICTIMS)]) for n in range(most)]
+    for point, victim in plan:
+        with Client(target.service.url) as client, target.points.hold(point) as held:
             id = work.KINDS[kind](client)
-            until(lambda: running(client, id))  # noqa: B023
-            time.sleep(place * whole_s)
-            job = client.jobs.get(id)
-            phases[job.phase if job.status == "running" else "ended"] = None
-        target.kill(victim)
+            until(held)
+            target.kill(victim)
         until(target.is_back)
         with Client(target.service.url) as client:
             work.settled(client, target.service, id, kind)
-    tell(f"{kind}: killed {len(plan)} times ({', '.join(VICTIMS)}), while it was: {', '.join(phases)}; nothing lost")
+    killed = ", ".join(f"{point} ({victim})" for point, victim in plan)
+    tell(f"{kind}: killed {len(plan)} times, with kill -9, while it was at: {killed}; nothing lost")

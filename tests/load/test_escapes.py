@@ -127,6 +127,20 @@ def test_a_bomb_of_threads_is_ended(tmp_path: Path) -> None:
         sandbox.run("escapes:thread_bomb", tmp_path / "scratch", {}, SETTINGS)
 
 
+def test_memory_that_no_limit_counts_is_seen(tmp_path: Path) -> None:
+    settings = Settings(sandbox_memory_bytes=2**29, sandbox_cpu_s=120, threads=1)
+    with pytest.raises(Unprocessable, match="GiB of memory") as caught:
+        sandbox.run("escapes:memory_made_read_only", tmp_path / "scratch", {}, settings)
+    assert caught.value.code == "too_much_memory"
+
+
+def test_whoever_does_nothing_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.confinement.watch.IDLE_S", 1.0)
+    with pytest.raises(Unprocessable, match="stood still") as caught:
+        sandbox.run("escapes:sleep", tmp_path / "scratch", {}, SETTINGS)
+    assert caught.value.code == "too_slow"
+
+
 def test_complaints_are_bounded(tmp_path: Path) -> None:
     with pytest.raises(Unprocessable, match="complaining"):
         sandbox.run("escapes:complain", tmp_path / "scratch", {}, Settings(sandbox_cpu_s=60, threads=1))

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from app.confinement import child as confined
 from app.confinement.fences import Fences
+from app.confinement.watch import PERIOD_S, Watch
 from app.errors import BadCheckpoint, InsufficientStorage, Internal, from_body
 from app.settings import Settings
 
@@ -27,8 +28,7 @@ log = logging.getLogger("enginesmith.sandbox")
 MAX_ANSWER = 64 * 1024 * 1024
 # Beyond its CPU time a child may wait for a disk so long, in seconds.
 _PATIENCE_S = 120
-# How often a child's threads are counted, and how long it may take to end once it has answered, in seconds.
-_WATCH_S = 0.1
+# How long it may take to end once it has answered, in seconds.
 _FAREWELL_S = 1.0
 _FULL = 1024 * 1024  # bytes that are free on a disk on which a file of any size may not have had room
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
@@ -81,8 +81,8 @@ def _run(task: str, folder: Path, arguments: dict[str, Any], settings: Settings)
             os.close(writer)
         patience = 0.0
         try:
-            patient_s = settings.sandbox_cpu_s + _PATIENCE_S
-            data = _converse(child, reader, said, json.dumps(request).encode(), patient_s)
+            watch = Watch(child.pid, settings.sandbox_memory_bytes, settings.sandbox_cpu_s + _PATIENCE_S)
+            data = _converse(child, reader, said, json.dumps(request).encode(), watch)
             patience = _FAREWELL_S
         finally:
             os.close(reader)
@@ -110,7 +110,7 @@ def fences() -> Fences | None:
             return None
 
 
-def _converse(child: subprocess.Popen[bytes], reader: int, said: IO[bytes], request: bytes, patience: float) -> bytes:
+def _converse(child: subprocess.Popen[bytes], reader: int, said: IO[bytes], request: bytes, watch: Watch) -> bytes:
     assert child.stdin is not None
     try:
         child.stdin.write(request)
@@ -118,17 +118,14 @@ def _converse(child: subprocess.Popen[bytes], reader: int, said: IO[bytes], requ
     except BrokenPipeError:
         pass
     found = bytearray()
-    deadline = time.monotonic() + patience
     with selectors.DefaultSelector() as waiting:
         waiting.register(reader, selectors.EVENT_READ)
         while True:
-            if (started := confined.threads_of(child.pid)) > confined.most_threads():
-                raise BadCheckpoint(f"opening it started {started} threads", code="too_many_threads")
+            if broken := watch.broken():
+                raise BadCheckpoint(f"opening it {broken.told}", code=broken.code)
             if os.fstat(said.fileno()).st_size > MAX_ANSWER:
                 raise BadCheckpoint("opening it never stops complaining", code="sandbox_crashed")
-            if time.monotonic() > deadline:
-                raise BadCheckpoint(f"loading it took longer than {patience:.0f} seconds", code="too_slow")
-            if not waiting.select(_WATCH_S):
+            if not waiting.select(PERIOD_S):
                 if _ended(child):  # and something that it started holds the pipe
                     return bytes(found)
                 continue
