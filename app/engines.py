@@ -12,6 +12,7 @@ from app.parts import looked_after, opened
 from app.serving.apart.host import Host
 from app.serving.fleet import Fleet
 from app.settings import Settings
+from app.thrift import keep_thrifty
 
 
 def run(settings: Settings) -> None:
@@ -31,7 +32,9 @@ async def _run(settings: Settings) -> None:
         try:
             await host.start(settings.engines_socket)
             settle()
+            thrifty = asyncio.create_task(keep_thrifty())
             await ending.wait()
+            thrifty.cancel()
         finally:
             await fleet.stop()  # answers whoever waits, through the host
             await host.stop()

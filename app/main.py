@@ -34,6 +34,7 @@ from app.api.examples import ANY_PROBLEM
 from app.api.hot import Hot
 from app.api.keyring import Keyring, watched
 from app.api.page import completed
+from app.api.pages import Pages
 from app.observe import Requests, exposition
 from app.parts import looked_after, opened
 from app.report.press import Press
@@ -101,14 +102,17 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.keyring = keyring
-    app.hot = Hot(app.state, settings, keyring, predict=(predict.answer, predict.check), infer=(oip.infer, oip.check))
+    pages = Pages(settings)
+    app.hot = Hot(
+        app.state, settings, keyring, pages, predict=(predict.answer, predict.check), infer=(oip.infer, oip.check)
+    )
     if settings.manage_port is not None or settings.cors_origins:
         app.front = doors(app.inside, settings)
     for module in ROUTERS:
         app.include_router(module.router)
     problems.install(app)
     # Added last is met first.
-    app.add_middleware(auth.Keys, keyring=keyring)
+    app.add_middleware(auth.Keys, keyring=keyring, pages=pages)
     app.add_middleware(limits.Limits, settings=settings)
     app.add_middleware(problems.LastResort)
     app.add_middleware(Requests)

@@ -68,10 +68,10 @@ class Room:
             self._coming.add(coming)
         return coming
 
-    def leave(self, coming: Coming) -> None:
+    def leave(self, coming: Coming, *, kept: bool) -> None:
         """It is there, and counted where everything is; or it is not to be."""
         self._coming.discard(coming)
-        self._since += coming.came
+        self._since += coming.came if kept else 0
 
     def check(self, incoming: int, key: Key | None, *, job: bool = True) -> None:
         """incoming: bytes that are to be kept, as far as they are known. job: whether a job is to be made. Raises

@@ -124,7 +124,9 @@ def _check_redis_url(settings: Settings) -> None:
             answers(settings.redis_url)
     except ValueError as error:
         raise Conflict(
-            f"ENGINESMITH_REDIS_URL is wrong: {error}", code="bad_redis_url", hint="redis://host:6379"
+            f"ENGINESMITH_REDIS_URL is wrong: {error}",
+            code="bad_redis_url",
+            hint="redis://:PASSWORD@host:6379/0; characters such as / and # in a password are percent-encoded",
         ) from None
 
 

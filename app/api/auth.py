@@ -8,6 +8,7 @@ import logging
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.keyring import Keyring
+from app.api.pages import READING, Pages
 from app.api.problems import answer
 from app.domain.keys import Key
 from app.errors import Problem
@@ -15,7 +16,6 @@ from app.errors import Problem
 OPEN = ("/healthz", "/docs", "/redoc", "/openapi.json")
 WEBHOOKS = "/v1/webhooks"
 CALLER = "enginesmith.key"  # in the scope of a request: the key that it came with
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 audit = logging.getLogger("enginesmith.audit")
 
 
@@ -27,7 +27,7 @@ def needed(method: str, path: str) -> str | None:
         return "predict" if method == "POST" else "any"
     if path == WEBHOOKS or path.startswith(WEBHOOKS + "/"):  # whoever reads one may call its receiver
         return "admin"
-    if path.startswith("/v1/") and method not in _READING:
+    if path.startswith("/v1/") and method not in READING:
         return "write"
     return "any"
 
@@ -41,14 +41,14 @@ def caller(scope: Scope) -> Key | None:
 class Keys:
     """ASGI: refuses requests without a key that may; writes down who changed what, and who tried."""
 
-    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
+    def __init__(self, app: ASGIApp, keyring: Keyring, pages: Pages) -> None:
         self.app = app
-        self.keyring = keyring
+        self.keyring, self.pages = keyring, pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        if scope["method"] not in _READING and scope["path"].startswith("/v1/"):
+        if scope["method"] not in READING and scope["path"].startswith("/v1/"):
             return await self._audited(scope, receive, send)
         return await self._admitted(scope, receive, send)
 
@@ -60,6 +60,8 @@ class Keys:
                 if self.keyring.asks:
                     scope[CALLER] = self.keyring.known(wanted, given)
                     self.keyring.allow(scope[CALLER], wanted)
+                else:
+                    self.pages.check(scope["method"], dict(scope["headers"]))
             except Problem as problem:
                 return await answer(problem, scope["path"])(scope, receive, send)
         return await self.app(scope, receive, send)

@@ -7,8 +7,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.hot import WHOLE
+from app.api.pages import origins
 from app.api.problems import answer
-from app.errors import NotFound, Unprocessable
+from app.errors import NotFound
 from app.settings import Settings
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
@@ -55,17 +56,3 @@ class Origins:
         if WHOLE in scope.get("extensions", {}):  # whoever writes an answer in one go would leave our headers out
             scope = {**scope, "extensions": {k: v for k, v in scope["extensions"].items() if k != WHOLE}}
         await self.app(scope, receive, send)
-
-
-def origins(text: str) -> list[str]:
-    """`https://one.example, https://two.example:8443`, or `*`. Raises Unprocessable."""
-    found = [part.strip() for part in text.split(",") if part.strip()]
-    for origin in found:
-        scheme, parted, rest = origin.partition("://")
-        if origin != "*" and (scheme not in ("http", "https") or not parted or not rest or "/" in rest):
-            raise Unprocessable(
-                f"ENGINESMITH_CORS_ORIGINS has {origin!r}, which is no origin",
-                code="bad_origins",
-                hint="say https://host or https://host:port, several with commas, or *",
-            )
-    return found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
 
 from app.api.body import Json
+from app.api.keyring import Keyring
 from app.deps import fleet
-from app.errors import Unavailable
+from app.errors import Problem, Unavailable
 from app.observe import METRICS_TYPE
 
 router = APIRouter(tags=["health"])
@@ -21,14 +24,18 @@ async def live() -> Response:
 
 
 @router.head("/healthz/ready", include_in_schema=False)
-@router.get("/healthz/ready", responses={503: {"description": "something is missing; the body says what"}})
+@router.get(
+    "/healthz/ready",
+    responses={503: {"description": "something is missing; the body says what, with a key where one is asked for"}},
+)
 async def ready(request: Request) -> Response:
     """200 only when every deployment wanted is served by this replica, as wanted, and Redis answers.
 
     So 503 during a swap too, though the version before answers all the while, and while a new deployment is loaded for
     the first time: 200 must mean that a request gets the version wanted, and what was wanted a moment ago is looked up
     in Redis now. A deployment that sleeps counts as served, because a request has it loaded. To route traffic ask
-    `/healthz/serving`: this one says no on all replicas at once when a version is being loaded.
+    `/healthz/serving`: this one says no on all replicas at once when a version is being loaded. Which deployments there
+    are is told to callers with a key, where keys are asked for.
     """
     the_fleet = fleet(request)
     errors = []
@@ -37,10 +44,12 @@ async def ready(request: Request) -> Response:
     else:
         errors.append({"loc": ["redis"], "msg": "does not answer"})
     errors += [{"loc": ["deployments", n], "msg": why} for n, why in sorted(the_fleet.missing().items())]
+    if errors and not _may_know(request):
+        raise Unavailable("not ready", code="not_ready", headers={"Retry-After": "1"})
     if errors:
         told = "; ".join(f"{e['loc'][-1]}: {e['msg']}" for e in errors)
         raise Unavailable(f"not ready: {told}", code="not_ready", errors=errors, headers={"Retry-After": "1"})
-    return Json({"status": "ready", "redis": True, "deployments": the_fleet.names()})
+    return Json({"status": "ready", "redis": True} | _names(request))
 
 
 @router.head("/healthz/serving", include_in_schema=False)
@@ -56,9 +65,23 @@ async def serving(request: Request) -> Response:
     the_fleet = fleet(request)
     missing = the_fleet.owed()
     if missing or not the_fleet.known:
-        told = f"nothing answers for {', '.join(missing)}" if missing else "the deployments are not known yet"
+        which = ", ".join(missing) if _may_know(request) else "some of them"
+        told = f"nothing answers for {which}" if missing else "the deployments are not known yet"
         raise Unavailable(told, code="not_serving", headers={"Retry-After": "1"})
-    return Json({"status": "serving", "deployments": the_fleet.names()})
+    return Json({"status": "serving"} | _names(request))
+
+
+def _may_know(request: Request) -> bool:
+    """Whoever asks for health needs no key; what is served is told to those alone who have one, where one is asked
+    for."""
+    ring: Keyring = request.app.state.keyring
+    with contextlib.suppress(Problem):
+        return not ring.asks or bool(ring.known("any", request.headers.get("authorization", "").encode("latin-1")))
+    return False
+
+
+def _names(request: Request) -> dict[str, list[str]]:
+    return {"deployments": fleet(request).names()} if _may_know(request) else {}
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

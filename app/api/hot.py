@@ -21,6 +21,7 @@ from app import tracing
 from app.api import limits, problems
 from app.api.flights import Flight, Flights, Gone
 from app.api.keyring import Keyring
+from app.api.pages import Pages
 from app.errors import Problem
 from app.observe import IN_FLIGHT, answered, decent_id, request_id
 from app.serving.waiting import Stages
@@ -106,13 +107,14 @@ class Hot:
         state: Any,
         settings: Settings,
         keyring: Keyring,
+        pages: Pages,
         *,
         predict: tuple[Answer, Check | None],
         infer: tuple[Answer, Check | None] | None = None,
     ) -> None:
         self._state = state
         self._settings = settings
-        self._keyring = keyring
+        self._keyring, self._pages = keyring, pages
         self._predict = predict
         self._infer = infer
         self._most = settings.max_predict_bytes
@@ -186,6 +188,8 @@ class Hot:
                 headers = ask.headers
                 if self._keyring.asks:
                     self._keyring.admit("predict", headers.get(b"authorization", b""))
+                else:
+                    self._pages.check("POST", headers)
                 declared = headers.get(b"content-length")
                 if declared is not None and declared.isdigit() and int(declared) > self._most:
                     raise limits.too_large(self._most, limits.PREDICT)

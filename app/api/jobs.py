@@ -19,6 +19,7 @@ from app.api.submitting import accepted, fingerprint, new_job_id, submit_once
 from app.api.told import job_json
 from app.api.waiting import applied, ended_or, idempotency_key, other_request, preferred_wait
 from app.deps import TheArtifacts, TheCatalog, TheQueue, TheSettings
+from app.domain.keys import Key
 from app.domain.records import Job, Status, now, parse_ref
 from app.domain.specs import MENU, NOT_SUBMITTED, SUBMITTABLE, Spec
 from app.errors import Conflict, NotFound, Unprocessable
@@ -157,7 +158,8 @@ def cancel(id: str, catalog: TheCatalog, queue: TheQueue, artifacts: TheArtifact
     "/v1/jobs/{id}/retry",
     status_code=202,
     summary="Run a failed or cancelled job again",
-    description="The same job, queued again with its next attempt; training goes on from its last checkpoint.",
+    description="The same job, queued again with its next attempt; training goes on from its last checkpoint. From "
+    "now on it counts for the key that asks.",
     responses={202: shown("the job, queued again"), **problems(404, 409, 507)},
     openapi_extra=headers("Prefer", "Idempotency-Key"),
 )
@@ -178,8 +180,9 @@ async def retry(
         if first != token:  # its answer was lost on the way
             return await accepted(request, catalog, await asyncio.to_thread(catalog.job, id))
     try:
-        await asyncio.to_thread(request.app.state.room.check, 0, caller(request.scope))
-        job = await asyncio.to_thread(_retry, id, settings.max_attempts, catalog, queue, artifacts)
+        holder = caller(request.scope)
+        await asyncio.to_thread(request.app.state.room.check, 0, holder, job=False)
+        job = await asyncio.to_thread(_retry, id, settings.max_attempts, holder, catalog, queue, artifacts)
     except BaseException:
         if key is not None:
             await asyncio.shield(asyncio.to_thread(catalog.forget, f"retry:{key}"))
@@ -187,7 +190,7 @@ async def retry(
     return await accepted(request, catalog, job)
 
 
-def _retry(id: str, attempts: int, catalog: Catalog, queue: Queue, artifacts: Artifacts) -> Job:
+def _retry(id: str, attempts: int, key: Key | None, catalog: Catalog, queue: Queue, artifacts: Artifacts) -> Job:
     job = catalog.job(id)
     if job.parent:
         raise Conflict(
@@ -203,7 +206,7 @@ def _retry(id: str, attempts: int, catalog: Catalog, queue: Queue, artifacts: Ar
         )
     _check_sources(job, catalog, artifacts)
     try_again(catalog, job)
-    queued = catalog.again(job, attempts)
+    queued = catalog.again(job, attempts, key)
     queue.enqueue(queued)
     return queued
 

@@ -14,7 +14,8 @@ _HASHED = re.compile(r"^sha256:([0-9a-f]{64})$")
 def parse_keys(text: str | None, where: str = "ENGINESMITH_API_KEYS") -> tuple[Key, ...]:
     """ "KEY" (all scopes) or "KEY=predict+write", several with commas; KEY may be `sha256:` and its digest in hex.
     Raises Unprocessable for an unknown scope."""
-    return tuple(_parse(part, where) for part in filter(None, (p.strip() for p in (text or "").split(","))))
+    parts = filter(None, (part.strip() for part in (text or "").split(",")))
+    return tuple(_parse(part, f"key {number} of {where}") for number, part in enumerate(parts, 1))
 
 
 def parse_file(path: Path) -> tuple[Key, ...]:
@@ -56,4 +57,10 @@ def _parse(part: str, where: str) -> Key:
             hint="commas part keys, and plus signs scopes: KEY=predict+write",
         )
     hashed = _HASHED.match(key)
+    if set(re.split(r"[+,]", scopes)) - set(SCOPES):  # perhaps a part of the key, and not to be repeated
+        raise Unprocessable(
+            f"{where} names unknown scopes behind its last equals sign",
+            code="bad_keys",
+            hint=f"scopes are {', '.join(sorted(SCOPES))}, with plus signs between them",
+        )
     return Key(digest=hashed[1] if hashed else digest_of(key), scopes=parse_scopes(scopes, where))

@@ -78,10 +78,12 @@ async def taking(request: Request, *, job: bool) -> AsyncIterator[Coming]:
     declared = request.headers.get("content-length", "")
     incoming = int(declared) if declared.isdecimal() else 0
     coming = await asyncio.to_thread(room.admit, incoming, caller(request.scope), job=job)
+    kept = False
     try:
         yield coming
+        kept = True
     finally:
-        room.leave(coming)
+        room.leave(coming, kept=kept)
 
 
 async def accepted(request: Request, catalog: Catalog, job: Job) -> Response:

@@ -22,6 +22,7 @@ from app.settings import MiB, Settings
 
 log = logging.getLogger("enginesmith.intake")
 _MAX_ANSWER = 64 * MiB
+_FAREWELL_S = 10.0
 _PATIENCE_S = 120  # beyond its CPU time a child may wait for a disk so long
 _weak: set[str] = set()
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
@@ -88,10 +89,24 @@ async def _run(asked: dict[str, Any], scratch: Path, settings: Settings) -> tupl
         watch = Watch(process.pid, limits["memory"], limits["cpu"] + _PATIENCE_S)
         out, err = await _converse(process, json.dumps(asked).encode(), watch)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await asyncio.shield(process.wait())
+        await asyncio.shield(_bury(process))
     return out, err, process.returncode
+
+
+async def _bury(process: asyncio.subprocess.Process) -> None:
+    """With whatever it started. Its pipes are read to their end: a loop whose reader has stopped sees no process end."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    pipes = (pipe for pipe in (process.stdout, process.stderr) if pipe is not None)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_FAREWELL_S):
+            await asyncio.gather(*(_throw_away(pipe) for pipe in pipes))
+            await process.wait()
+
+
+async def _throw_away(pipe: asyncio.StreamReader) -> None:
+    while await pipe.read(MiB):
+        pass
 
 
 async def _converse(process: asyncio.subprocess.Process, request: bytes, watch: Watch) -> tuple[bytes, bytes]:
@@ -119,6 +134,7 @@ async def _converse(process: asyncio.subprocess.Process, request: bytes, watch: 
     finally:
         for task in reading:
             task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
     if max(len(out), len(err)) > _MAX_ANSWER:
         raise BadDataset("what is to be told of it is too large")
     with contextlib.suppress(TimeoutError):

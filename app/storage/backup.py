@@ -16,6 +16,7 @@ from typing import Any
 
 from app.domain.records import ENDED, now
 from app.errors import Conflict, Unprocessable
+from app.storage import encoding, trials
 from app.storage.catalog import Catalog
 
 KEPT = ("es:job:", "es:jobs", "es:trials", "es:study:", "es:searches:", "es:idempotency:", "es:webhook:")
@@ -35,14 +36,15 @@ def backup(catalog: Catalog, to: Path) -> int:
     part = to.with_name(f"{to.name}.{os.getpid()}.part")
     count = 0
     try:
-        with gzip.open(part, "wt", encoding="utf-8") as file:
+        # Nobody else's to read from its first byte: specs may hold what is nobody's business.
+        opened = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(opened, "wb") as raw, gzip.open(raw, "wt", encoding="utf-8") as file:
             file.write(json.dumps({"enginesmith_backup": _FORMAT, "made_at": now()}) + "\n")
             for key in redis.scan_iter(match="es:*", count=_BATCH):
                 if key.startswith(KEPT) and (line := _line(redis, key)) is not None:
                     file.write(json.dumps(line) + "\n")
                     count += 1
             file.write(json.dumps({"end": count}) + "\n")
-        part.chmod(0o600)  # specs may hold what nobody else is to read
         part.replace(to)
     finally:
         part.unlink(missing_ok=True)
@@ -111,12 +113,17 @@ def _put(redis: Any, line: dict[str, Any]) -> None:
 
 
 def _settle(redis: Any) -> None:
-    """Jobs moved while the file was written: which are open is told by the jobs themselves."""
+    """Jobs came and moved while the file was written: which there are, and which are open, is told by themselves."""
     for key in redis.scan_iter(match="es:job:*", count=_BATCH, _type="hash"):
-        status, parent = redis.hmget(key, "status", "parent")
+        status, parent, created_at = redis.hmget(key, "status", "parent", "created_at")
         if status is None:
             continue
         id = key.removeprefix("es:job:")
+        if created_at is not None:
+            at = {id: encoding.millis(json.loads(created_at))}
+            above = json.loads(parent) if parent else None
+            for place in (trials.ALL, trials.of_parent(above)) if above else ("es:jobs",):
+                redis.zadd(place, at)
         change: Any = redis.srem if status in ENDED else redis.sadd
         change("es:jobs:open", id)
         if parent and (above := json.loads(parent)):

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Collection
 from typing import Any, Self
 
+from app.domain.keys import Key
 from app.domain.plans import pools_of, runtime_of_queue
 from app.domain.records import ENDED, Job, Progress, Status, now
 from app.domain.webhooks import announcement
@@ -172,13 +173,16 @@ class Catalog(Index, Deployments):
         attempt: int | None = None,
         next_attempt: int | None = None,
         lease_s: float | None = None,
+        counts_for: str | None = None,
+        most: int | None = None,
         **changes: Any,
     ) -> Job:
         """The one way a job changes state: a compare-and-set on (id, from, to, attempt).
 
         attempt: the number that must be the current one. next_attempt: the one that it becomes. lease_s: a lease that
-        starts now; without it the job has none, unless it is only being cancelled.
-        Raises NotFound; Stale when somebody else was first.
+        starts now; without it the job has none, unless it is only being cancelled. counts_for: the API key whose it is
+        from now on. most: how many open jobs that key may have.
+        Raises NotFound; Stale when somebody else was first; Overloaded where the key has too many.
         """
         before = self.brief(id)
         if next_attempt is not None:
@@ -191,22 +195,29 @@ class Catalog(Index, Deployments):
         news = announcement(after)
         told = ("", "", "", "") if news is None else (news[0].event, news[0].id, news[0].model_dump_json(), news[1])
         answer = self._move(
-            keys=[_job(id), _events(id), _lease(id), "es:jobs:open", *trials.places(before.parent), HOOKS],
+            keys=[
+                _job(id), _events(id), _lease(id), "es:jobs:open", *trials.places(before.parent), HOOKS,
+                "" if counts_for is None else _of_key(counts_for),
+            ],
             args=[
                 f"|{'|'.join(was)}|", to, "" if attempt is None else attempt, uuid.uuid4().hex,
                 "" if lease_s is None else int(lease_s * 1000), encoding.event(after.model_dump(mode="json")), id,
-                "1" if to in ENDED else "", *told, *(x for pair in fields.items() for x in pair),
+                "1" if to in ENDED else "", *told, "" if most is None else most,
+                *(x for pair in fields.items() for x in pair),
             ],
         )  # fmt: skip
         if answer[0] == "missing":
             raise NotFound(f"no job {id!r}", code="job_not_found")
+        if answer[0] == "full" and most is not None:
+            raise too_many_jobs(int(answer[1]), most)
         if answer[0] == "stale":
             raise Stale(f"job {id} is {answer[1]} (attempt {answer[2]}), not {' or '.join(was)}")
         return self.brief(id)
 
-    def again(self, job: Job, attempts: int) -> Job:
+    def again(self, job: Job, attempts: int, key: Key | None = None) -> Job:
         """Puts a job that failed, or was cancelled, back to the beginning, with so many further attempts; to be
-        enqueued. Raises Stale."""
+        enqueued. key: whose it is from now on, if anybody's. Raises Stale; Overloaded where that key has too many."""
+        owner = job.key if key is None else key.owner
         moved = self.moved(
             job.id,
             was={"failed", "cancelled"},
@@ -219,9 +230,12 @@ class Catalog(Index, Deployments):
             error=None,
             started_at=None,
             finished_at=None,
+            key=owner,
+            counts_for=owner,
+            most=None if key is None else key.limits.jobs,
         )
-        if job.key is not None:
-            self.redis.sadd(_of_key(job.key), job.id)
+        if job.key not in (None, owner):
+            self.redis.srem(_of_key(job.key), job.id)
         return moved
 
     def renew(self, id: str, attempt: int, lease_s: float) -> Status:

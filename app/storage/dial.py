@@ -7,6 +7,7 @@ redis+sentinel://user:password@one:26379,two:26379/mymaster/0?sentinel_password=
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -16,6 +17,7 @@ from redis.connection import SSLConnection, parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 Kind = TypeVar("Kind", bound=redis.Redis)
 PORT = 26379
 SENTINEL_TIMEOUT_S = 1.0  # for each that is asked: one that hangs must not use up the patience of whoever asks
@@ -24,7 +26,14 @@ _OF_SENTINELS = ("sentinel_username", "sentinel_password")
 
 def dial(url: str, kind: type[Kind], **options: Any) -> Kind:
     """Opens no connection yet. options: those of redis.Redis; what the URL says goes before. Raises ValueError for a
-    URL of no kind that there is."""
+    URL of no kind that there is; it repeats nothing of it, for there may be a password in that."""
+    try:
+        return _dial(url, kind, options)
+    except ValueError as error:
+        raise ValueError(_QUOTED.sub("…", str(error))) from None
+
+
+def _dial(url: str, kind: type[Kind], options: dict[str, Any]) -> Kind:
     scheme, _, _ = url.partition("://")
     if not scheme.endswith("+sentinel"):
         return kind.from_url(url, **options)  # type: ignore[return-value]

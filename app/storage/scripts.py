@@ -2,16 +2,27 @@
 
 from app.storage.webhook_scripts import TELL
 
+# A job takes one of the places that an API key has. Answers how many are taken, where there is none left.
+_PLACE = """
+local function place(of_key, open, id, most)
+  for _, over in ipairs(redis.call('SDIFF', of_key, open)) do redis.call('SREM', of_key, over) end
+  local held = redis.call('SCARD', of_key)
+  if most ~= '' and held >= tonumber(most) then return held end
+  redis.call('SADD', of_key, id)
+  return nil
+end
+"""
+
 # KEYS: job hash, event stream, set of open jobs, all jobs, set of the open jobs of its API key or "".
 # ARGV: id, created_at in ms, event, how many open jobs that key may have or "", then fields.
 # Answers how many it has, where those are too many. A repeated call (the answer was lost on the way) does nothing.
-ADD = """
+ADD = (
+    _PLACE
+    + """
 if redis.call('EXISTS', KEYS[1]) == 1 then return false end
 if KEYS[5] ~= '' then
-  for _, over in ipairs(redis.call('SDIFF', KEYS[5], KEYS[3])) do redis.call('SREM', KEYS[5], over) end
-  local held = redis.call('SCARD', KEYS[5])
-  if ARGV[4] ~= '' and held >= tonumber(ARGV[4]) then return held end
-  redis.call('SADD', KEYS[5], ARGV[1])
+  local held = place(KEYS[5], KEYS[3], ARGV[1], ARGV[4])
+  if held then return held end
 end
 for i = 5, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 redis.call('SADD', KEYS[3], ARGV[1])
@@ -19,16 +30,19 @@ redis.call('ZADD', KEYS[4], ARGV[2], ARGV[1])
 redis.call('XADD', KEYS[2], '*', 'type', 'state', 'data', ARGV[3])
 return false
 """
+)
 
 # KEYS: job hash, event stream, lease, set of open jobs, and of a trial its parent's hash and that one's open trials,
-# else twice ""; hash of webhooks.
+# else twice ""; hash of webhooks; set of the open jobs of the API key that it is to count for, or "".
 # ARGV: statuses it may be in ("|a|b|"), the next, attempt expected or "", token, lease in ms or "", event, id,
-# "1" when it ends, then what webhooks are told: event or "", delivery's id, its record, its body; then fields.
+# "1" when it ends, then what webhooks are told: event or "", delivery's id, its record, its body; how many open jobs
+# that key may have or ""; then fields.
 # The token makes a repeated call (the answer was lost on the way) harmless.
 # A trial that ends is news to its parent, in the same step: a parent that parks itself meanwhile cannot miss it.
 # Webhooks are told in the same step, too.
 MOVE = (
     TELL
+    + _PLACE
     + """
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status then return {'missing'} end
@@ -37,8 +51,12 @@ if redis.call('HGET', KEYS[1], 'token') == ARGV[4] then return {'ok'} end
 if not string.find(ARGV[1], '|' .. status .. '|', 1, true) or (ARGV[3] ~= '' and ARGV[3] ~= attempt) then
   return {'stale', status, attempt}
 end
+if KEYS[8] ~= '' then
+  local held = place(KEYS[8], KEYS[4], ARGV[7], ARGV[13])
+  if held then return {'full', held} end
+end
 redis.call('HSET', KEYS[1], 'status', ARGV[2], 'token', ARGV[4])
-for i = 13, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+for i = 14, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 if ARGV[5] == '' then
   if ARGV[2] ~= 'cancelling' then redis.call('DEL', KEYS[3]) end
 else redis.call('SET', KEYS[3], redis.call('HGET', KEYS[1], 'attempt'), 'PX', ARGV[5]) end

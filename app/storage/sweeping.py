@@ -30,6 +30,13 @@ def sweep(
     many objects went. trials_bytes: what all trials together may keep; 0: no bound. jobs_kept_s: for how long a job
     that has ended is remembered; 0: for ever."""
     before = datetime.now(UTC) - timedelta(seconds=older_than_s)
+    # In this order nothing is missed: whoever wrote a file that is seen here is open still, or has ended, and then what
+    # it published is seen below. A file may be older than its job: those of trials are linked.
+    old = [
+        entry
+        for prefix in ("staging", "checkpoints", "models", "datasets")
+        for entry in _old(artifacts, prefix, before)
+    ]
     open_jobs = list(catalog.open_jobs())
     open_ids = {job.id for job in open_jobs}
     uploads = {str(job.spec.get("upload")) for job in open_jobs}
@@ -38,23 +45,31 @@ def sweep(
     unread = {place.rpartition("/")[0] for place in damaged}  # nobody can say which of their files a manifest names
     named = {record.folder for record in records} | {f"checkpoints/{id}" for id in open_ids}
     gone = 0
-    for prefix in ("staging", "checkpoints", "models", "datasets"):
-        for key, at, _ in list(artifacts.entries(prefix)):
-            parts = key.split("/")
-            mine = prefix in ("staging", "checkpoints") or (len(parts) > 4 and parts[2] == "files")
-            holder = "/".join(parts[:2]) if prefix == "checkpoints" else "/".join(parts[:4])
-            job = parts[3].rsplit("-", 1)[0] if mine and prefix == "models" else ""
-            spared = holder in named or "/".join(parts[:2]) in unread
-            if mine and at < before and not spared and key not in uploads and job not in open_ids:
-                artifacts.delete(key)
-                gone += 1
+    for key in old:
+        parts = key.split("/")
+        holder = "/".join(parts[:2]) if parts[0] == "checkpoints" else "/".join(parts[:4])
+        job = parts[3].rsplit("-", 1)[0] if parts[0] == "models" else ""
+        spared = holder in named or "/".join(parts[:2]) in unread
+        if not spared and key not in uploads and job not in open_ids:
+            artifacts.delete(key)
+            gone += 1
     if not unread:
         gone += sweep_plans(artifacts, {sha for record in records for sha in record.files.values()}, open_ids, before)
     gone += sweep_timings(artifacts, catalog.redis, before)
     _sweep_studies(catalog)
     if jobs_kept_s and not unread:
-        forget_jobs(catalog, {r.made_by.job for r in records if isinstance(r, Version)}, jobs_kept_s)
+        versions = [record for record in records if isinstance(record, Version)]
+        evaluations = (of for version in versions for of in catalog.evaluations(version.ref))
+        makers = {version.made_by.job for version in versions} | {str(of.get("job")) for of in evaluations}
+        forget_jobs(catalog, makers, jobs_kept_s)
     return gone + _sweep_trials(artifacts, _in_use(catalog, open_jobs), trials_bytes)
+
+
+def _old(artifacts: Artifacts, prefix: str, before: datetime) -> list[str]:
+    """What lies there for so long and may go, if nothing names it: no manifests."""
+    whole = prefix in ("staging", "checkpoints")
+    entries = ((entry.key, entry.key.split("/")) for entry in artifacts.entries(prefix) if entry.at < before)
+    return [key for key, parts in entries if whole or (len(parts) > 4 and parts[2] == "files")]
 
 
 def _in_use(catalog: Catalog, open_jobs: Iterable[Job]) -> set[str]:

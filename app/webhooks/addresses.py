@@ -30,6 +30,7 @@ _GLOBAL_V6 = IPv6Network("2000::/3")  # all that is given out
 _NOT_PUBLIC = (
     IPv4Network("192.88.99.0/24"),
     IPv4Network("192.0.0.0/24"),
+    IPv4Network("168.63.129.16/32"),  # of Azure's hosts, from within: public in name alone
     IPv6Network("2002::/16"),  # 6to4: where it ends is an IPv4 address, by way of whoever relays
     IPv6Network("3fff::/20"),
 )

@@ -16,9 +16,10 @@ from fastapi import FastAPI
 from PIL import Image
 from pydantic import ValidationError
 
+from app.api import datasets
 from app.domain.records import Dataset
 from app.domain.splits import told as splits_of
-from app.errors import Problem
+from app.errors import BadDataset, Problem
 from app.intake.draft import Intake
 from app.intake.manifest import DatasetManifest
 from app.intake.read import read_dataset
@@ -414,3 +415,36 @@ async def test_damaged_bytes_inside(client: httpx.AsyncClient) -> None:
     content = bytearray(held.getvalue())
     content[5000] ^= 0xFF
     problem(await client.post("/v1/datasets", **upload(bytes(content), ARRAYS)), 422)
+
+
+async def test_a_reader_that_tells_too_much_is_ended(
+    client: httpx.AsyncClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for ever to be heard, and everybody else for its turn."""
+    monkeypatch.setattr("app.intake.child._MAX_ANSWER", 1000)
+    table = "x,y\n" + "".join(f"1,{n:0900}x\n" * 3 for n in range(4000))
+    parts = {
+        "manifest": (None, json.dumps({"name": "t", "kind": "table", "target": "y"}), "application/json"),
+        "file": ("t.csv", table.encode(), "text/csv"),
+    }
+    refused = await client.post("/v1/datasets", files=parts, timeout=60)
+    assert "too large" in problem(refused, 422)["detail"]
+    assert list(settings.scratch.glob("*")) == []
+
+
+async def test_what_a_reader_tells_names_no_other_place(
+    settings: Settings, artifacts: Artifacts, catalog: Catalog, tmp_path: Path
+) -> None:
+    """It may have been taken over."""
+    (tmp_path / "x.npy").write_bytes(b"x")
+    honest = {
+        "kind": "arrays", "x_shape": [1], "x_dtype": "float32", "y_dtype": "int64", "split_note": "",
+        "splits": {"train": {"rows": 1, "x": "x.npy", "y": "x.npy"}},
+    }  # fmt: skip
+    forged = {"folder": "webhooks", "files": {"a.json": "0" * 64}, "name": "other", "version": 9, "bytes": 0}
+    made = datasets._publish(artifacts, catalog, "d", honest | forged, tmp_path, "datasets/d/files/f")
+    assert (made.ref, made.folder, set(made.files), made.bytes) == ("d@1", "datasets/d/files/f", {"x.npy"}, 1)
+    elsewhere = {"splits": {"train": {"rows": 1, "x": "../../../webhooks/a.json", "y": "x.npy"}}}
+    with pytest.raises(BadDataset, match="not there"):
+        datasets._publish(artifacts, catalog, "d", honest | elsewhere, tmp_path, "datasets/d/files/g")
+    assert list(artifacts.keys("datasets/d/files/g")) == []

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from running import start_service
 
-from app.api.doors import origins
+from app.api.pages import origins
 from app.errors import Unprocessable
 from app.main import create_app
 from app.settings import Settings
@@ -46,6 +46,36 @@ def test_a_port_of_its_own_and_pages_of_other_origins(tmp_path: Path) -> None:
             assert "access-control-allow-origin" not in answer.headers
     finally:
         service.stop()
+
+
+async def test_without_keys_pages_of_strangers_do_nothing(settings: Settings) -> None:
+    made = create_app(settings.model_copy(update={"cors_origins": "https://shop.example"}))
+    transport = httpx.ASGITransport(made)
+    async with (
+        made.router.lifespan_context(made),
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client,
+    ):
+        ping = "/v1/jobs/none/cancel"
+        for headers, status in (
+            ({}, 404),
+            ({"Origin": "http://127.0.0.1:8000"}, 404),
+            (PAGE, 404),
+            ({"Origin": "https://evil.example"}, 403),
+            ({"Origin": "http://127.0.0.1:3000"}, 403),
+            ({"Origin": "null"}, 403),
+            ({"Host": "localhost:8000"}, 404),
+            ({"Host": "enginesmith"}, 404),
+            ({"Host": "[::1]:8000"}, 404),
+            ({"Host": "shop.example"}, 404),
+            ({"Host": "evil.example:8000"}, 403),
+            ({"Host": "127.0.0.1.evil.example"}, 403),
+        ):
+            answer = await client.post(ping, headers=headers)
+            assert answer.status_code == status, (headers, answer.text)
+            predicted = await client.post("/predict/none", json={"inputs": [1]}, headers=headers)
+            assert predicted.status_code == status, (headers, predicted.text)
+        assert (await client.get("/v1/models", headers={"Host": "evil.example"})).json()["code"] == "foreign_host"
+        assert (await client.get("/healthz/live", headers={"Host": "evil.example"})).status_code == 200
 
 
 async def test_no_page_may_ask_unless_it_is_named(settings: Settings) -> None:

@@ -17,9 +17,12 @@ from keyed import bearer, becomes, issue, replica
 
 from app.__main__ import main
 from app.api.keyring import Keyring, _Bucket
+from app.domain.deployments import Deployment
+from app.domain.records import now
 from app.errors import Conflict, Unavailable, Unprocessable
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
+from app.storage.catalog import Catalog
 from app.storage.keys import check_exposure, put_key, revoke_key, tell_of_change
 
 
@@ -137,7 +140,6 @@ async def test_jobs_at_once(settings: Settings) -> None:
         cancelled = await client.post(f"{at}/cancel", headers=bearer(token))
         assert cancelled.status_code == 200
         assert (await upload(token)).status_code == 202
-        assert problem(await client.post(f"{at}/retry", headers=bearer(token)), 429)["code"] == "too_many_jobs"
         assert key.id in {job["key"] for job in (await client.get("/v1/jobs", headers=bearer(token))).json()["items"]}
         assert not list((settings.data / "store" / "staging").glob("*/x.safetensors"))[
             3:
@@ -157,6 +159,22 @@ async def test_what_somebody_follows_ends_with_the_key(settings: Settings) -> No
         revoke_key(Artifacts(settings.artifacts_url), str(key.id))
         tell_of_change(str(settings.redis_url))
         assert "queued" in (await asyncio.wait_for(following, 5)).text
+
+
+async def test_strangers_hear_nothing_of_what_is_served(settings: Settings) -> None:
+    _, token = issue(settings)
+    async with replica(settings) as client:
+        await becomes(client, 200, bearer(token))
+        wish = {"model": "secret@1"}
+        catalog = Catalog.open(settings, str(settings.redis_url))
+        catalog.put_deployment(
+            Deployment(name="hidden", created_at=now(), updated_at=now(), **wish), was_generation=None
+        )
+        for path in ("/healthz/ready", "/healthz/serving"):
+            told = await client.get(path)
+            assert "hidden" not in told.text
+            assert "secret" not in told.text
+        assert "hidden" in (await client.get("/healthz/ready", headers=bearer(token))).text
 
 
 async def test_whoever_changes_something_is_written_down(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:

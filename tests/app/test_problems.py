@@ -115,6 +115,15 @@ async def test_an_error_that_nobody_foresaw_tells_nothing(app: FastAPI, client: 
     assert (problem(busy_answer, 429)["retryable"], busy_answer.headers["retry-after"]) == (True, "3")
 
 
+async def test_a_field_that_is_there_twice_is_found_at_once(client: httpx.AsyncClient) -> None:
+    fields = ", ".join(f'"f{n}": 1' for n in range(200_000))  # comparing each with each would take hours
+    body = f'{{{fields}, "f199999": 2}}'
+    answer = await client.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert "'f199999' twice" in problem(answer, 400)["detail"]
+    index = await client.post("/v2/repository/index", content=b" " * (5 << 20))
+    assert index.status_code == 413
+
+
 async def test_redis_gone(app: FastAPI, client: httpx.AsyncClient) -> None:
     from app.storage.catalog import Catalog
 

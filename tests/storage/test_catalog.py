@@ -1,10 +1,13 @@
 """Jobs change state by one compare-and-set; who has lost the lease cannot speak any more."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from app.domain.deployments import Deployment
+from app.domain.keys import Limits, make
 from app.domain.records import Job, now
-from app.errors import NotFound, Unavailable, Unprocessable
+from app.errors import NotFound, Overloaded, Unavailable, Unprocessable
 from app.settings import Settings
 from app.storage.catalog import Catalog, Fenced, Stale
 
@@ -28,6 +31,24 @@ def test_only_one_wins_a_change_of_state(catalog: Catalog) -> None:
         catalog.moved("j1", was={"queued"}, to="running", attempt=1)
     with pytest.raises(Stale):
         catalog.moved("j1", was={"running"}, to="succeeded", attempt=2)
+
+
+def test_a_job_that_is_tried_again_takes_a_place_of_whoever_asks(catalog: Catalog) -> None:
+    one, _ = make("one", ("write",), Limits(jobs=1))
+    other, _ = make("other", ("write",), Limits(jobs=2))
+    for id in ("j1", "j2", "j3"):
+        catalog.moved(catalog.add(job(id, key=one.owner)).id, was={"queued"}, to="failed")
+    failed = [catalog.job(id) for id in ("j1", "j2", "j3")]
+    with ThreadPoolExecutor(3) as pool:
+        tries = [pool.submit(catalog.again, of, 2, one) for of in failed]
+    assert [type(of.exception()) for of in tries].count(Overloaded) == 2
+    again, *rest = sorted(failed, key=lambda of: catalog.job(of.id).status, reverse=True)
+    assert catalog.job(again.id).status == "queued"
+    assert catalog.again(rest[0], 2, other).key == other.owner
+    assert (catalog.open_of(one.owner), catalog.open_of(other.owner)) == (1, 1)
+    with pytest.raises(Overloaded, match="may have 1"):
+        catalog.add(job("j4", key=one.owner), 1)
+    assert catalog.add(job("j5", key=other.owner), 2)
 
 
 def test_the_lease_speaks_for_one_attempt(catalog: Catalog) -> None:

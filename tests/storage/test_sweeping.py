@@ -25,6 +25,23 @@ def test_the_sweeper_takes_only_what_nothing_names(artifacts: Artifacts, catalog
     assert set(artifacts.keys("models")) >= {"models/net/1/manifest.json"}
 
 
+def test_a_file_that_is_older_than_its_job_stays(
+    artifacts: Artifacts, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial's files are linked, not written anew: a job that begins while the sweeper looks may publish old ones."""
+    asked = catalog.open_jobs
+    made = draft(artifacts, tmp_path / "in", "new")
+
+    def then_it_publishes() -> list[Job]:
+        found = list(asked())
+        publish_version(artifacts, catalog, made)
+        return found
+
+    monkeypatch.setattr(catalog, "open_jobs", then_it_publishes)
+    assert sweep(artifacts, catalog, older_than_s=-1) == 0
+    assert set(artifacts.keys(made.folder)) == {f"{made.folder}/{f}" for f in made.files}
+
+
 @pytest.fixture
 def searching(artifacts: Artifacts, catalog: Catalog) -> None:
     """A search with a trial that names one of two that are kept."""
