@@ -26,6 +26,7 @@ _MODEL = "model.onnx"
 # A graph is run as it is written. In fp16 the CPU has kernels for a part of the operators only, in bf16 for none.
 PRECISIONS = ("fp32", "int8")
 _SILENT = 4  # ONNX Runtime prints what it also raises
+_LARGE = 1024 * 1024
 
 
 def available() -> Availability:
@@ -102,7 +103,7 @@ class _Engine:
             found = run(self._outputs, given, options)
         except Exception as error:
             raise refused_run("ONNX Runtime", error, self.signature, inputs) from error
-        return dict(zip(self._names, map(np.asarray, found), strict=True))
+        return dict(zip(self._names, map(_own, found), strict=True))
 
     def interrupt(self, thread: int) -> None:
         options = self._runs.pop(thread, None)
@@ -111,6 +112,13 @@ class _Engine:
 
     def close(self) -> None:
         self._run = None
+
+
+def _own(output: Any) -> npt.NDArray[Any]:
+    """Large ones as copies: the session's arena, where they lie, grows with all that wait to be taken, and never gives
+    anything back."""
+    array = np.asarray(output)
+    return array.copy() if array.nbytes > _LARGE else array
 
 
 def _library() -> Any:

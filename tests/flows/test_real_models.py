@@ -108,7 +108,7 @@ def test_a_state_dict_inside_a_list(client: Client, shared: Path, cifar2000: dic
 @pytest.mark.parametrize(
     "name",
     [
-        "silero_vad",
+        pytest.param("silero_vad", marks=pytest.mark.slow),  # ten seconds
         pytest.param("marabou_cifar10_small", marks=pytest.mark.slow),
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("ppocr_cls_v2", "cifar_base_kw", "mnist-net_256x2")),
     ],

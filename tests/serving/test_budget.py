@@ -233,6 +233,7 @@ def kept() -> int:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(private_bytes() is None, reason="needs /proc")
 async def test_memory_returns(client: httpx.AsyncClient, app: FastAPI, publish: Publish) -> None:
     size = 192 * MiB  # far more than anything else in this process comes and goes with
