@@ -95,8 +95,9 @@ async def _run(asked: dict[str, Any], scratch: Path, settings: Settings) -> tupl
 
 async def _bury(process: asyncio.subprocess.Process) -> None:
     """With whatever it started. Its pipes are read to their end: a loop that reads no more sees no end of it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     pipes = (pipe for pipe in (process.stdout, process.stderr) if pipe is not None)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_FAREWELL_S):
