@@ -38,6 +38,17 @@ def short_path(data: Path, name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"enginesmith-{os.getuid()}" / f"{digest}{kind}.sock"
 
 
+def _check_private(folder: Path) -> None:
+    """Raises Conflict for a folder of sockets that somebody else owns, or may write to: it lies where anybody may."""
+    about = folder.stat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise Conflict(
+            f"the folder {folder} for sockets is not this user's alone",
+            code="data_unusable",
+            hint="take it away, or name a shorter --data, in which sockets have room",
+        )
+
+
 def url_of(data: Path) -> str:
     """The URL at which the embedded store of a data folder answers."""
     return f"unix://{socket_path(data)}"
@@ -69,8 +80,12 @@ class EmbeddedStore:
         """Gives the URL once it answers. Raises Conflict for a folder that cannot be written or has another owner,
         Internal."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            # What lies there is nobody else's to read: keys' hashes, webhooks' secrets, data.
+            self.folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.folder.mkdir(exist_ok=True, mode=0o700)
             self.socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self.socket.parent != self.folder:
+                _check_private(self.socket.parent)
             self._lock = (self.folder / "owner.lock").open("a+")
         except OSError as error:
             raise Conflict(

@@ -91,3 +91,19 @@ def test_a_long_path_gets_a_short_socket(tmp_path: Path) -> None:
     store = EmbeddedStore(deep)
     assert answers(store.start())
     store.stop()
+
+
+def test_nobody_else_reads_what_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    store = EmbeddedStore(data)
+    store.start()
+    store.stop()
+    assert data.stat().st_mode & 0o077 == 0
+    deep = tmp_path / ("x" * 100) / "data"  # its sockets have no room there
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    shared = socket_path(deep).parent
+    assert shared.parent == tmp_path
+    shared.mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(Conflict, match="not this user's alone"):
+        EmbeddedStore(deep).start()

@@ -49,14 +49,20 @@ class Results:
             about = (ast.get_docstring(ast.parse((Path(__file__).parent / file).read_text())) or "").split("\n\n")[0]
             title = " ".join(about.split())
             lines = [title, "", f"{date.today():%Y-%m-%d}, {os.cpu_count()} cores, at {_commit()}.", ""]
+            silent = sum(good and not told for _, good, _, told in rows)
             for name, good, seconds, told in rows:
+                if good and not told and silent > _SILENT:
+                    continue
                 what = name.removeprefix("test_").replace("_", " ")
                 head = f"- {'' if good else '**FAILED** '}{what} ({seconds:.0f} s)"
                 lines.append(f"{head}{': ' if told else ''}{'. '.join(told)}")
+            if silent > _SILENT:
+                lines.append(f"- and {silent} more, of which there is nothing to tell")
             sections[title] = "\n".join(lines)
         self._path.write_text("\n\n## ".join([_HEAD, *(sections[title] for title in sorted(sections))]) + "\n")
 
 
+_SILENT = 12  # rows without a word, before they are only counted
 _HEAD = """# Drills
 
 What `make drills` did to a real service, and what came of it. Each passed unless it says FAILED: every request was
