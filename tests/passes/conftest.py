@@ -86,6 +86,7 @@ class Bench:
             id=id, kind=spec["kind"], spec=spec, model=spec.get("model"), dataset=spec.get("dataset"), created_at=now(),
             status="running", attempt=attempt, parent=parent,
         )  # fmt: skip
+        self.catalog.redis.delete(f"es:job:{id}")  # of an earlier attempt
         self.catalog.add(job)
         scratch = self.folder / f"scratch-{id}-{attempt}"
         scratch.mkdir()
