@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 _CONVERTER = "openvino.tools.ovc"
@@ -19,8 +20,9 @@ def onnxruntime() -> Any:
 
 
 def openvino() -> Any:
-    """OpenVINO, without two packages that it does without where they cannot be imported: its telemetry, and its
-    converter, which is 5 MB with the front end of TensorFlow that it loads."""
+    """OpenVINO, without two packages that it does without where they cannot be imported: its telemetry, for good, and
+    its converter, which is 5 MB with the front end of TensorFlow that it loads, until `openvino_converter` is called.
+    """
     modules: dict[str, Any] = sys.modules
     modules.setdefault("openvino_telemetry", None)
     with _turn:
@@ -31,3 +33,10 @@ def openvino() -> Any:
             return importlib.import_module("openvino")
         finally:
             del modules[_CONVERTER]
+
+
+def openvino_converter() -> Callable[..., Any]:
+    """OpenVINO's `convert_model`: a model of another framework, held in memory, to OpenVINO's own."""
+    openvino()
+    convert: Callable[..., Any] = importlib.import_module(_CONVERTER).convert_model
+    return convert

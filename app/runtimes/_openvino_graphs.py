@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
+from pathlib import Path
 from typing import Any
+
+from app.runtimes import BuildOptions, _libraries
 
 _SHAPES_KEPT = 1024
 
@@ -41,3 +45,18 @@ def is_steady(ov: Any, model: Any) -> bool:
     except RuntimeError:
         return False
     return all(port.partial_shape.is_static for op in model.get_ops() for port in op.outputs())
+
+
+def from_torchscript(ov: Any, source: Path, options: BuildOptions) -> Any:
+    """TorchScript carries neither dtypes nor shapes: float32 is assumed, and the shapes asked for."""
+    script = importlib.import_module("torch").jit.load(str(source), map_location="cpu")
+    model = _libraries.openvino_converter()(script.eval())
+    shapes = list(options.shapes.values())
+    for position, port in enumerate(model.inputs):
+        parameter = port.get_node()
+        if port.get_element_type().is_dynamic():
+            parameter.set_element_type(ov.Type.f32)
+        if position < len(shapes):
+            parameter.set_partial_shape(ov.PartialShape([-1, *shapes[position][1:]]))
+    model.validate_nodes_and_infer_types()
+    return model

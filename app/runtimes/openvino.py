@@ -17,7 +17,7 @@ from app.domain.records import Signature
 from app.domain.tensors import DTYPES, check
 from app.errors import Internal, Problem, Unavailable, Unprocessable
 from app.runtimes import Arrays, Availability, BuildOptions, Engine, LoadOptions, Slot, _cpu, _libraries
-from app.runtimes._openvino_graphs import Shapes, is_steady
+from app.runtimes._openvino_graphs import Shapes, from_torchscript, is_steady
 from app.runtimes._refusals import refused_graph, refused_run
 from app.runtimes._slots import Buffers, Room, padded
 
@@ -37,7 +37,10 @@ def available() -> Availability:
 
 
 def build(source: Path, folder: Path, options: BuildOptions, progress: Callable[[float, str], None]) -> dict[str, Any]:
-    """Reads the graph, writes it as IR in full precision, and compiles it once to prove that it can be."""
+    """Reads the graph, writes it as IR in full precision, and compiles it once to prove that it can be.
+
+    A TorchScript source is parsed by torch: only a sandboxed child may call this with one.
+    """
     ov = _library()
     if options.precision not in _HINTS:
         raise Unprocessable(
@@ -48,7 +51,7 @@ def build(source: Path, folder: Path, options: BuildOptions, progress: Callable[
     progress(0.0, "reading the graph")
     core = ov.Core()
     try:
-        model = core.read_model(str(source))
+        model = core.read_model(str(source)) if source.suffix == ".onnx" else from_torchscript(ov, source, options)
     except Problem:
         raise
     except Exception as error:
