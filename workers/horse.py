@@ -12,10 +12,12 @@ from rq.executions import Execution
 
 from app.settings import Settings
 from app.storage.dial import dial
+from workers.lease import block_sigterm
 
 
 def main() -> int:
     """1 where the worker that started it is not known any more."""
+    block_sigterm()  # before any library starts threads, which would have it open and die of it
     key, name, id, execution_id = sys.argv[1:]
     settings = Settings()
     if settings.redis_url is None:

@@ -7,7 +7,15 @@ from typing import Any
 
 import redis
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import BusyLoadingError, ConnectionError, ReadOnlyError, RedisError, ResponseError, TimeoutError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
 from redis.retry import Retry
 
 from app.errors import Unavailable
@@ -32,7 +40,21 @@ class PatientRedis(redis.Redis):
 
 
 def gone(error: RedisError) -> Unavailable:
-    """What a caller is told when Redis cannot be reached."""
+    """What a caller is told when Redis cannot be reached, or can and refuses."""
+    if isinstance(error, AuthenticationError) or "NOAUTH" in str(error):
+        return Unavailable(
+            "Redis refuses the password of this service",
+            code="redis_unavailable",
+            hint="whoever runs it has to mend ENGINESMITH_REDIS_URL",
+            headers={"Retry-After": "5"},
+        )
+    if str(error).startswith("OOM") or "maxmemory" in str(error):
+        return Unavailable(
+            "Redis is full, and takes nothing more",
+            code="redis_unavailable",
+            hint="whoever runs it has to raise its maxmemory, or lower ENGINESMITH_JOBS_KEPT_S",
+            headers={"Retry-After": "5"},
+        )
     return Unavailable(
         "Redis does not answer",
         code="redis_unavailable",

@@ -99,6 +99,22 @@ def test_a_killed_attempt_resumes_from_its_checkpoint(own: Service, client: Clie
     until(lambda: client.jobs.get(id).status == "cancelled")
 
 
+@pytest.mark.slow
+def test_a_worker_that_is_asked_to_stop_hands_its_job_back_however_often(own: Service, client: Client) -> None:
+    id = start_training(client)
+    for attempt in (1, 2, 3):
+        until(lambda n=attempt: is_at(client, id, n, "running"))  # type: ignore[misc]
+        until(lambda n=attempt: len(client.jobs.get(id).history) > n)  # type: ignore[misc]
+        for worker in processes(own, "workers.listen", "--queues"):
+            worker.terminate()
+        until(lambda n=attempt: is_at(client, id, n + 1) or is_at(client, id, n, "failed"))  # type: ignore[misc]
+    job = client.jobs.get(id)
+    assert job.attempt == 4
+    assert job.status != "failed"  # two that were lost would have been enough for that
+    client.jobs.cancel(id)
+    until(lambda: client.jobs.get(id).status == "cancelled")
+
+
 def test_killed_twice_it_fails_with_a_clear_error_and_can_be_retried(own: Service, client: Client) -> None:
     id = start_training(client)
     for attempt in (1, 2):

@@ -137,7 +137,9 @@ def test_a_later_attempt_goes_on_and_ends_the_same(ready, method, at_row, resume
     weights = [read_weights(made.folder / WEIGHTS) for made in (whole, found)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
-    assert [row["epoch"] for row in ready.catalog.job("again").history] == [1, 2, 3, 4]
+    rows, wanted_rows = (ready.catalog.job(id).history for id in ("again", "wanted"))
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["lr"] for row in rows] == [row["lr"] for row in wanted_rows]
 
 
 def test_a_torn_network_of_an_earlier_attempt_begins_anew(ready) -> None:

@@ -113,7 +113,6 @@ def fit(
     schedule = schedule_for(optimizer, plan, steps)
     named = module.named_parameters(remove_duplicate=False)  # masks may use any name of a parameter that is shared
     frozen = [(p, masks[n].to(device)) for n, p in named if masks and n in masks]
-    group = optimizer.param_groups[0]
     checkpoints = Checkpoints(ctx, module, optimizer, schedule, order, checkpoint_s)
     best: Weights | None = None
     done = Fitted()
@@ -122,6 +121,7 @@ def fit(
     if (saved := checkpoints.load()) is not None:
         best, done = saved.pop("best_weights"), Fitted(**saved, resumed_at=saved["epochs"])
         ctx.log(f"resumed after epoch {done.epochs} of {plan.epochs}")
+    group = optimizer.param_groups[0]  # a checkpoint puts others in their place
     epochs = range(done.epochs, done.epochs if done.stopped_early else plan.epochs)
 
     with between_steps() as step_turn:
