@@ -44,6 +44,7 @@ from app.serving.fleet import Fleet
 from app.serving.served import Served
 from app.settings import Settings
 from app.storage.keys import check_exposure
+from app.version import VERSION
 from app.webhooks.addresses import parse_allowed
 
 # kinds before /v1/jobs/{id}: the router looks at one after the other.
@@ -94,7 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
     parse_allowed(settings.webhooks_allow)
     app = App(
         title="Enginesmith",
-        version="0.1.0",
+        version=VERSION,
         description="Give it a trained model; it gives back a faster one, and serves it.",
         lifespan=_lifespan,
         redirect_slashes=False,

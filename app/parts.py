@@ -12,7 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 from app import tracing
-from app.operating import OPERATING, look
+from app.operating import OPERATING, STORE_LOOK_S, StoreWatch, look
 from app.queue import Queue
 from app.reaper import reap
 from app.room import Room
@@ -63,6 +63,7 @@ async def looked_after(parts: Parts) -> AsyncIterator[None]:
     learned = await asyncio.to_thread(_learn, parts.artifacts, parts.catalog)
     sender = Sender(parts.artifacts, parts.catalog, parse_allowed(parts.settings.webhooks_allow))
     tasks = [asyncio.create_task(_look_after(parts, learned)), asyncio.create_task(sender.run())]
+    tasks.append(asyncio.create_task(_watch_store(parts)))
     try:
         yield
     finally:
@@ -81,6 +82,17 @@ def _learn(artifacts: Artifacts, catalog: Catalog) -> bool:
     if found and any(found.values()):
         log.warning("Redis was empty, and has what it lost from the store again", extra=found)
     return True
+
+
+async def _watch_store(parts: Parts) -> None:
+    room = Room(parts.settings, parts.artifacts, parts.catalog)
+    watch = StoreWatch(parts.artifacts, room, parts.settings.store_bytes)
+    while True:
+        try:
+            OPERATING.store = await asyncio.to_thread(watch.look)
+        except Exception as error:
+            log.warning("looking at the artifact store failed, and is tried again: %s", error)
+        await asyncio.sleep(STORE_LOOK_S)
 
 
 async def _look_after(parts: Parts, learned: bool) -> None:

@@ -15,6 +15,7 @@ from app.errors import BadRequest, NotFound, Unavailable
 from app.serving import oip_metadata
 from app.serving.oip import EXTENSIONS, not_served
 from app.serving.served import Served, ServedLane
+from app.version import VERSION
 
 router = APIRouter(tags=["open inference protocol"], responses=ANY_ERROR)
 Named = Annotated[str, Path(max_length=200, description="the deployment's name")]
@@ -31,7 +32,7 @@ _INFER_ERRORS = told(
 )
 
 
-@router.get("/v2", openapi_extra=shown({"name": "enginesmith", "version": "0.1.0", "extensions": list(EXTENSIONS)}))
+@router.get("/v2", openapi_extra=shown({"name": "enginesmith", "version": VERSION, "extensions": list(EXTENSIONS)}))
 async def server(request: Request) -> Response:
     """The server and the extensions of the protocol that it has."""
     return Json({"name": "enginesmith", "version": request.app.version, "extensions": EXTENSIONS})

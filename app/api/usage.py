@@ -51,7 +51,7 @@ def told(request: Request, store_bytes: int, catalog: Catalog, room: Room) -> di
         "store": usage.total.model_dump()
         | {"limit_bytes": store_bytes or None, "by": {name: of.model_dump() for name, of in usage.by.items()}},
         "disk": {"total_bytes": disk.total, "free_bytes": disk.free, "reserve_bytes": disk.reserve},
-        "redis": {"bytes": catalog.memory_bytes()},
+        "redis": {"bytes": catalog.memory()[0]},
         "models": {"versions": usage.versions},
         "datasets": {"versions": usage.datasets},
         "jobs": {"kept": kept, "open": open_},

@@ -162,6 +162,13 @@ class Artifacts:
         if self._folder is not None:  # the library removes an unfinished file in a thread that nobody can wait for
             shutil.rmtree((self._folder / key).parent, ignore_errors=True)
 
+    def ping(self) -> None:
+        """Raises Unavailable where the store does not answer."""
+        if self._folder is not None and not self._folder.is_dir():
+            raise Unavailable("the artifact store's folder is not there")
+        with contextlib.suppress(NotFound):
+            self.size("nothing")
+
     def _found(self, key: str) -> int | None:
         with contextlib.suppress(Problem):
             return self.size(key)

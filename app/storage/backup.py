@@ -23,8 +23,8 @@ KEPT = ("es:job:", "es:jobs", "es:trials", "es:study:", "es:searches:", "es:idem
 # The store has it, or it is of the moment: leases, who is alive, what has just been missed.
 NOT_KEPT = (
     "es:model:", "es:models", "es:dataset:", "es:datasets", "es:evaluations:", "es:deployment", "es:webhooks",
-    "es:timings", "es:remembers", "es:keys:", "es:limit:", "es:lease:", "es:worker:", "es:processes:", "es:replica:",
-    "es:held:", "es:missing:",
+    "es:timings", "es:remembers", "es:ended", "es:keys:", "es:limit:", "es:lease:", "es:worker:", "es:processes:",
+    "es:replica:", "es:held:", "es:missing:",
 )  # fmt: skip
 _FORMAT = 1
 _BATCH = 500

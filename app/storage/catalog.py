@@ -24,7 +24,7 @@ __all__ = ["Catalog", "Fenced", "Stale"]
 
 IDEMPOTENCY_TTL_S = 24 * 3600
 WORKER_TTL_S = 15
-_MEMORY = "es:remembers"
+_MEMORY, _ENDED = "es:remembers", "es:ended"
 
 
 class Catalog(Index, Deployments):
@@ -122,9 +122,15 @@ class Catalog(Index, Deployments):
         """How many jobs are kept, trials aside, and how many have not ended, trials too."""
         return int(self.redis.zcard("es:jobs")), int(self.redis.scard("es:jobs:open"))
 
-    def memory_bytes(self) -> int:
-        """What Redis says that it holds."""
-        return int(self.redis.info("memory")["used_memory"])
+    def ended(self) -> dict[tuple[str, str], int]:
+        """How many jobs have ended since this Redis began, trials too, by kind and status."""
+        kinds = {tuple(of.split(" ")): int(count) for of, count in self.redis.hgetall(_ENDED).items()}
+        return {(kind, status): count for (kind, status), count in kinds.items()}
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes: what Redis says that it holds, and may hold (0: it knows no bound)."""
+        told = self.redis.info("memory")
+        return int(told["used_memory"]), int(told.get("maxmemory", 0))
 
     def jobs_before(self, at_ms: int, first: int, count: int) -> list[str]:
         """Ids of jobs that were made before then, oldest first, after the first so many."""
@@ -197,12 +203,12 @@ class Catalog(Index, Deployments):
         answer = self._move(
             keys=[
                 _job(id), _events(id), _lease(id), "es:jobs:open", *trials.places(before.parent), HOOKS,
-                "" if counts_for is None else _of_key(counts_for),
+                "" if counts_for is None else _of_key(counts_for), _ENDED,
             ],
             args=[
                 f"|{'|'.join(was)}|", to, "" if attempt is None else attempt, uuid.uuid4().hex,
                 "" if lease_s is None else int(lease_s * 1000), encoding.event(after.model_dump(mode="json")), id,
-                "1" if to in ENDED else "", *told, "" if most is None else most,
+                "1" if to in ENDED else "", *told, "" if most is None else most, before.kind,
                 *(x for pair in fields.items() for x in pair),
             ],
         )  # fmt: skip

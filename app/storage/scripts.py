@@ -33,10 +33,10 @@ return false
 )
 
 # KEYS: job hash, event stream, lease, set of open jobs, and of a trial its parent's hash and that one's open trials,
-# else twice ""; hash of webhooks; set of the open jobs of the API key that it is to count for, or "".
+# else twice ""; hash of webhooks; set of the open jobs of the API key that it is to count for, or ""; how many ended.
 # ARGV: statuses it may be in ("|a|b|"), the next, attempt expected or "", token, lease in ms or "", event, id,
 # "1" when it ends, then what webhooks are told: event or "", delivery's id, its record, its body; how many open jobs
-# that key may have or ""; then fields.
+# that key may have or ""; its kind; then fields.
 # The token makes a repeated call (the answer was lost on the way) harmless.
 # A trial that ends is news to its parent, in the same step: a parent that parks itself meanwhile cannot miss it.
 # Webhooks are told in the same step, too.
@@ -56,11 +56,14 @@ if KEYS[8] ~= '' then
   if held then return {'full', held} end
 end
 redis.call('HSET', KEYS[1], 'status', ARGV[2], 'token', ARGV[4])
-for i = 14, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+for i = 15, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 if ARGV[5] == '' then
   if ARGV[2] ~= 'cancelling' then redis.call('DEL', KEYS[3]) end
 else redis.call('SET', KEYS[3], redis.call('HGET', KEYS[1], 'attempt'), 'PX', ARGV[5]) end
-if ARGV[8] == '1' then redis.call('SREM', KEYS[4], ARGV[7]) else redis.call('SADD', KEYS[4], ARGV[7]) end
+if ARGV[8] == '1' then
+  redis.call('SREM', KEYS[4], ARGV[7])
+  redis.call('HINCRBY', KEYS[9], ARGV[14] .. ' ' .. ARGV[2], 1)
+else redis.call('SADD', KEYS[4], ARGV[7]) end
 if KEYS[5] ~= '' then
   if ARGV[8] ~= '1' then redis.call('SADD', KEYS[6], ARGV[7])
   elseif redis.call('SREM', KEYS[6], ARGV[7]) == 1 and redis.call('EXISTS', KEYS[5]) == 1 then

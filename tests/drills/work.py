@@ -35,6 +35,8 @@ def _job(kind: str, **spec: Any) -> Callable[[Client], str]:
         fresh: dict[str, Any] = {"seed": number}
         if kind in ("convert", "evaluate"):
             fresh = {"max_batch": 16 + number} if kind == "convert" else {"samples": 100 + number}
+        if kind == "search":  # whose trials are remembered by what they did
+            fresh["space"] = {"train.lr": [0.01 + number / 10_000, 0.02 + number / 10_000]}
         return str(client.jobs.submit(kind, model="net@1", dataset="digits", **(spec | fresh)).id)
 
     return submit
@@ -49,8 +51,7 @@ KINDS: dict[str, Callable[[Client], str]] = {
     "convert": _job("convert", target="onnxruntime"),
     "evaluate": _job("evaluate"),
     "search": _job(
-        "search", chain=[{"kind": "train", "epochs": 1, "batch_size": 64}], space={"train.lr": [0.01, 0.02]},
-        sampler="grid", parallel=2,
+        "search", chain=[{"kind": "train", "epochs": 1, "batch_size": 64}], sampler="grid", parallel=2,
     ),
 }  # fmt: skip
 SILENT = ("evaluate",)  # makes no version

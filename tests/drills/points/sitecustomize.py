@@ -5,6 +5,7 @@ that DRILL_FOLDER/hold names, for as long as that file is there; DRILL_FOLDER/he
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
@@ -26,9 +27,10 @@ def announce(point: str) -> None:
     with (_FOLDER / "log").open("a") as log:
         log.write(f"{point}\n")
     hold, until = _FOLDER / "hold", time.monotonic() + _LONGEST_S
-    while time.monotonic() < until and hold.exists() and hold.read_text() == point:
-        (_FOLDER / "held").touch()
-        time.sleep(0.01)
+    with contextlib.suppress(FileNotFoundError):  # it is taken away between two looks
+        while time.monotonic() < until and hold.read_text() == point:
+            (_FOLDER / "held").touch()
+            time.sleep(0.01)
 
 
 def _before(point: str, holder: Any, name: str) -> None:

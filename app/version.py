@@ -1,0 +1,5 @@
+"""Which Enginesmith this is."""
+
+from importlib.metadata import version
+
+VERSION = version("enginesmith")
