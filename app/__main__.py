@@ -12,7 +12,9 @@ from typing import Any
 
 from app import backup_command, keys_command
 from app.errors import Problem
-from app.settings import Settings
+from app.settings import Settings, chosen, unknown
+
+log = logging.getLogger("enginesmith.serve")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,20 +34,24 @@ def main(arguments: list[str] | None = None) -> int:
     keys_command.add_to(commands)
     backup_command.add_to(commands)
     given = parser.parse_args(arguments)
-    chosen: dict[str, Any] = {k: v for k in ("host", "port", "data") if (v := getattr(given, k, None)) is not None}
+    said: dict[str, Any] = {k: v for k in ("host", "port", "data") if (v := getattr(given, k, None)) is not None}
     try:
-        settings = Settings(**chosen)
+        settings = chosen(**said)
     except ValueError as error:
         return _refuse(f"the settings are wrong: {error}", None)
     logging.basicConfig(stream=sys.stderr, level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
     try:
         if given.command == "serve":
+            from app.observe import configure_logs
             from app.supervise import serve as run
 
             if given.workers < 0:
                 return _refuse("--workers must be 0 or more", None)
             if not 1 <= given.http_processes <= 256:
                 return _refuse("--http-processes must be between 1 and 256", None)
+            configure_logs(settings.log_level, "serve")
+            for line in unknown():
+                log.warning(line)
             return run(settings, given.workers, given.http_processes)
         if given.command == "http":
             return _http(settings, given.fd)

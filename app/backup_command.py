@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from app.embedded import EmbeddedStore, answers, url_of
 from app.errors import NotFound
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
-from app.storage.backup import backup, restore
+from app.storage.backup import backup, restore, write
 from app.storage.catalog import Catalog
 from app.storage.registry import reindex
 
@@ -26,7 +28,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         ("restore", "read such a file, and rebuild the index from the artifact store"),
     ):
         command = commands.add_parser(name, help=told)
-        command.add_argument("file", type=Path)
+        command.add_argument("file", type=Path, help="or -, for what comes and goes through a pipe")
         command.add_argument("--data", type=Path)
         if name == "restore":
             command.add_argument("--replace", action="store_true", help="forget the jobs that Redis holds")
@@ -34,14 +36,24 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(settings: Settings, given: argparse.Namespace) -> int:
     """Raises Problem."""
-    with opened(settings) as catalog:
+    with opened(settings) as catalog, contextlib.ExitStack() as until_done:
         if given.command == "backup":
+            if str(given.file) == "-":
+                told = {"keys": write(catalog, sys.stdout.buffer)}
+                sys.stderr.write(json.dumps(told) + "\n")
+                return 0
             if not given.file.absolute().parent.is_dir():
                 raise NotFound(f"there is no folder {given.file.absolute().parent}")
             told = {"keys": backup(catalog, given.file), "bytes": given.file.stat().st_size}
         else:
             artifacts = filled_store(settings)
-            told = {"keys": restore(catalog, given.file, replace=given.replace)} | reindex(artifacts, catalog)
+            source = given.file
+            if str(source) == "-":  # all of it is read before anything is written
+                spool = until_done.enter_context(tempfile.NamedTemporaryFile())
+                shutil.copyfileobj(sys.stdin.buffer, spool)
+                spool.flush()
+                source = Path(spool.name)
+            told = {"keys": restore(catalog, source, replace=given.replace)} | reindex(artifacts, catalog)
     sys.stdout.write(json.dumps(told) + "\n")
     return 0
 

@@ -17,6 +17,7 @@ import redis
 
 from app.errors import Conflict, Internal
 from app.storage.dial import dial
+from app.storage.redis import is_refusal
 
 SOCKET_PATH_MAX = 100  # sun_path holds 108 bytes
 START_S = 20.0
@@ -63,6 +64,18 @@ def answers(url: str) -> bool:
         return False
     finally:
         client.close()
+
+
+def refuses(url: str) -> bool:
+    """Whether a server answers there, and lets nobody in with this password."""
+    client = dial(url, redis.Redis, socket_timeout=2, retry=None)
+    try:
+        client.ping()
+    except redis.RedisError as error:
+        return is_refusal(error)
+    finally:
+        client.close()
+    return False
 
 
 class EmbeddedStore:

@@ -10,10 +10,10 @@ from pathlib import Path
 from app.api.key_text import parse_scopes
 from app.domain.keys import SCOPES, Key, Limits, make
 from app.embedded import url_of
-from app.errors import Unprocessable
+from app.errors import NotFound, Unprocessable
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
-from app.storage.keys import put_key, read_keys, revoke_key, tell_of_change
+from app.storage.keys import is_absent, put_key, read_keys, revoke_key, tell_of_change
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,6 +34,13 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(settings: Settings, given: argparse.Namespace) -> int:
     """Raises Problem."""
+    is_new = is_absent(settings)
+    if is_new and given.what != "create":
+        raise NotFound(
+            f"there is no store at {settings.artifacts_url}",
+            code="no_store",
+            hint="is it the one that the service uses? --data or ENGINESMITH_STORE_URL says which",
+        )
     artifacts = Artifacts(settings.artifacts_url, patience_s=10)
     if given.what == "list":
         return _list(read_keys(artifacts).keys, given.json)
@@ -58,7 +65,9 @@ def run(settings: Settings, given: argparse.Namespace) -> int:
         _remark(f"key {key.id} may {', '.join(key.scopes)}; it is told this once, and kept as its hash alone")
     else:
         _say(f"key {key.id} is revoked")
-    if not at_once:
+    if is_new:
+        _remark(f"no service has run yet on {settings.artifacts_url}: the key is for one that will")
+    elif not at_once:
         _remark("Redis does not answer: a service that runs without it sees this within half a minute")
     return 0
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MiB = 1024 * 1024
+_OF_CLIENTS = {"ENGINESMITH_URL", "ENGINESMITH_API_KEY"}
 
 
 class Settings(BaseSettings):
@@ -63,7 +65,7 @@ class Settings(BaseSettings):
     # Seconds between two looks for expired leases, and how long one must be missing before it is believed.
     reap_s: float = Field(2.0, gt=0)
     reap_grace_s: float = Field(5.0, ge=0)
-    # How often a lost attempt is started again.
+    # How often a job is begun at most when its worker is lost each time, the first time counted.
     max_attempts: int = Field(2, ge=1)
     # Seconds after its start for which the process of a trial goes on to take further trials of the same job.
     reuse_s: float = Field(60.0, ge=0)
@@ -123,3 +125,24 @@ class Settings(BaseSettings):
         given = {f"ENGINESMITH_{k.upper()}": str(v) for k, v in self.model_dump(exclude_none=True).items()}
         kept = {k: v for k, v in os.environ.items() if not k.startswith("ENGINESMITH_")}
         return kept | given
+
+
+def chosen(**given: Any) -> Settings:
+    """given: what the command line says, which goes before the environment. Raises ValueError that calls what is wrong
+    by the name under which it was said, and repeats no value."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        wrong = [(str(one["loc"][0]) if one["loc"] else "", one["msg"]) for one in error.errors(include_input=False)]
+        named = [(f"--{name}" if name in given else f"ENGINESMITH_{name.upper()}", why) for name, why in wrong]
+        raise ValueError("; ".join(f"{name}: {why}" for name, why in named)) from None
+
+
+def unknown() -> list[str]:
+    """What is set as if it were a setting, and is none; each with the setting that may be meant."""
+    known = [f"ENGINESMITH_{name.upper()}" for name in Settings.model_fields]
+    strange = sorted(
+        name for name in os.environ if name.startswith("ENGINESMITH_") and name not in {*known, *_OF_CLIENTS}
+    )
+    meant = {name: difflib.get_close_matches(name, known, 1) for name in strange}
+    return [f"{name} is no setting" + (f": is {close[0]} meant?" if close else "") for name, close in meant.items()]

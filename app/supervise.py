@@ -12,7 +12,7 @@ import urllib.request
 from types import FrameType
 
 from app import tracing
-from app.embedded import EmbeddedStore, answers, short_path
+from app.embedded import EmbeddedStore, refuses, short_path
 from app.errors import Conflict, Internal
 from app.processes import Child
 from app.settings import Settings
@@ -120,14 +120,19 @@ def _check_store_url(settings: Settings) -> None:
 def _check_redis_url(settings: Settings) -> None:
     """Raises Conflict for a URL that no server can have. Where none answers yet, the app and the workers wait."""
     try:
-        if settings.redis_url:
-            answers(settings.redis_url)
+        refused = settings.redis_url is not None and refuses(settings.redis_url)
     except ValueError as error:
         raise Conflict(
             f"ENGINESMITH_REDIS_URL is wrong: {error}",
             code="bad_redis_url",
             hint="redis://:PASSWORD@host:6379/0; characters such as / and # in a password are percent-encoded",
         ) from None
+    if refused:
+        raise Conflict(
+            "Redis refuses the password of this service",
+            code="redis_refuses",
+            hint="say it in ENGINESMITH_REDIS_URL: redis://:PASSWORD@host:6379/0, or redis://USER:PASSWORD@…",
+        )
 
 
 def listen(host: str, port: int, count: int) -> list[socket.socket]:

@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -20,12 +19,13 @@ from typing import Any
 from app import runtimes, tracing
 from app.domain.plans import queue_of, queue_of_runtime
 from app.domain.records import now
-from app.embedded import answers, url_of
+from app.embedded import answers, refuses, url_of
 from app.errors import NotFound, Problem
+from app.observe import configure_logs
 from app.processes import Child
 from app.queue import NAMES, Queue
 from app.reaper import reap
-from app.settings import Settings
+from app.settings import Settings, chosen, unknown
 from app.storage.catalog import Catalog
 from workers import alive
 
@@ -139,14 +139,15 @@ def _tidy(folder: Path, catalog: Catalog) -> None:
 
 
 def _wait_for_redis(url: str, settings: Settings, stopping: threading.Event) -> bool:
-    said = False
+    said = ""
+    where = "Redis" if settings.redis_url else f"the store in {settings.data} (enginesmith serve starts it)"
     while not stopping.is_set():
         if answers(url):
             return True
-        if not said:
-            where = "Redis" if settings.redis_url else f"the store in {settings.data} (enginesmith serve starts it)"
-            log.warning("waiting for %s", where)
-            said = True
+        why = f"waiting for {where}" + (", which refuses the password" if refuses(url) else "")
+        if why != said:
+            log.warning(why)
+            said = why
         stopping.wait(0.5)
     return False
 
@@ -163,12 +164,14 @@ def main(arguments: list[str] | None = None) -> int:
     if given.count < 1:
         parser.error("--count must be at least 1")
     try:
-        settings = Settings(**({"data": given.data} if given.data else {}))
+        settings = chosen(**({"data": given.data} if given.data else {}))
         tracing.check(settings)
         answers(settings.redis_url or url_of(settings.data))  # a URL of no kind that Redis knows is a ValueError
     except ValueError as error:
         parser.error(f"the settings are wrong: {error}")
     except Problem as problem:
         parser.error(f"{problem.detail}\nhint: {problem.hint}")
-    logging.basicConfig(stream=sys.stderr, level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
+    configure_logs(settings.log_level, "workers")
+    for line in unknown():
+        log.warning(line)
     return work(settings, queues, given.count)

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from app.domain.records import ENDED, now
 from app.errors import Conflict, Unprocessable
@@ -32,22 +32,29 @@ _BATCH = 500
 
 def backup(catalog: Catalog, to: Path) -> int:
     """Writes the file, whole or not at all; says how many keys. The service may go on meanwhile."""
-    redis: Any = catalog.redis
     part = to.with_name(f"{to.name}.{os.getpid()}.part")
-    count = 0
     try:
         # Nobody else's to read from its first byte: specs may hold what is nobody's business.
         opened = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(opened, "wb") as raw, gzip.open(raw, "wt", encoding="utf-8") as file:
-            file.write(json.dumps({"enginesmith_backup": _FORMAT, "made_at": now()}) + "\n")
-            for key in redis.scan_iter(match="es:*", count=_BATCH):
-                if key.startswith(KEPT) and (line := _line(redis, key)) is not None:
-                    file.write(json.dumps(line) + "\n")
-                    count += 1
-            file.write(json.dumps({"end": count}) + "\n")
+        with os.fdopen(opened, "wb") as raw:
+            count = write(catalog, raw)
         part.replace(to)
     finally:
         part.unlink(missing_ok=True)
+    return count
+
+
+def write(catalog: Catalog, raw: IO[bytes]) -> int:
+    """The same into what is open; one that is cut off lacks its end, and is not restored."""
+    redis: Any = catalog.redis
+    count = 0
+    with gzip.open(raw, "wt", encoding="utf-8") as file:
+        file.write(json.dumps({"enginesmith_backup": _FORMAT, "made_at": now()}) + "\n")
+        for key in redis.scan_iter(match="es:*", count=_BATCH):
+            if key.startswith(KEPT) and (line := _line(redis, key)) is not None:
+                file.write(json.dumps(line) + "\n")
+                count += 1
+        file.write(json.dumps({"end": count}) + "\n")
     return count
 
 

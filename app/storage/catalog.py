@@ -64,7 +64,7 @@ class Catalog(Index, Deployments):
         """A new job, queued. most: how many its key may have that have not ended; None: any. Raises Overloaded where
         it has so many. A trial is added by its parent: see `trials`."""
         fields = encoding.fields(job.model_dump(mode="json"), but={"history"})
-        of_key = _of_key(job.key) if job.key is not None else ""
+        of_key = _of_key(job.key) if job.key is not None else scripts.NO_KEY
         keys = [_job(job.id), _events(job.id), "es:jobs:open", "es:jobs", of_key]
         state = encoding.event(job.model_dump(mode="json"))
         args: list[Any] = [job.id, encoding.millis(job.created_at), state, "" if most is None else most]
@@ -203,7 +203,7 @@ class Catalog(Index, Deployments):
         answer = self._move(
             keys=[
                 _job(id), _events(id), _lease(id), "es:jobs:open", *trials.places(before.parent), HOOKS,
-                "" if counts_for is None else _of_key(counts_for), _ENDED,
+                scripts.NO_KEY if counts_for is None else _of_key(counts_for), _ENDED,
             ],
             args=[
                 f"|{'|'.join(was)}|", to, "" if attempt is None else attempt, uuid.uuid4().hex,

@@ -30,7 +30,8 @@ def dial(url: str, kind: type[Kind], **options: Any) -> Kind:
     try:
         return _dial(url, kind, options)
     except ValueError as error:
-        raise ValueError(_QUOTED.sub("…", str(error))) from None
+        told = _QUOTED.sub("…", str(error)).replace("unix://)", "unix://, redis+sentinel://, rediss+sentinel://)")
+        raise ValueError(told) from None
 
 
 def _dial(url: str, kind: type[Kind], options: dict[str, Any]) -> Kind:

@@ -115,9 +115,14 @@ def loopback(host: str) -> bool:
         return False
 
 
-def _any_made(settings: Settings) -> bool:
+def is_absent(settings: Settings) -> bool:
+    """Whether the artifact store is a folder that nobody has made yet."""
     parts = urlsplit(settings.artifacts_url)
-    if parts.scheme == "file" and not (Path(unquote(parts.path)) / "keys").is_dir():
+    return parts.scheme == "file" and not Path(unquote(parts.path)).is_dir()
+
+
+def _any_made(settings: Settings) -> bool:
+    if is_absent(settings):
         return False  # without making the folder of a service that is refused
     return read_keys(Artifacts(settings.artifacts_url, patience_s=10)).any
 

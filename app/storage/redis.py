@@ -39,9 +39,14 @@ class PatientRedis(redis.Redis):
             raise
 
 
+def is_refusal(error: RedisError) -> bool:
+    """Whether it is the password, or the want of one, that is wrong."""
+    return isinstance(error, AuthenticationError) or str(error).startswith(("NOAUTH", "WRONGPASS"))
+
+
 def gone(error: RedisError) -> Unavailable:
     """What a caller is told when Redis cannot be reached, or can and refuses."""
-    if isinstance(error, AuthenticationError) or "NOAUTH" in str(error):
+    if is_refusal(error):
         return Unavailable(
             "Redis refuses the password of this service",
             code="redis_unavailable",

@@ -2,6 +2,9 @@
 
 from app.storage.webhook_scripts import TELL
 
+# In the place of a key that there is not: a user of Redis may be allowed those that begin with es: alone.
+NO_KEY = "es:none"
+
 # A job takes one of the places that an API key has. Answers how many are taken, where there is none left.
 _PLACE = """
 local function place(of_key, open, id, most)
@@ -13,14 +16,14 @@ local function place(of_key, open, id, most)
 end
 """
 
-# KEYS: job hash, event stream, set of open jobs, all jobs, set of the open jobs of its API key or "".
+# KEYS: job hash, event stream, set of open jobs, all jobs, set of the open jobs of its API key or NO_KEY.
 # ARGV: id, created_at in ms, event, how many open jobs that key may have or "", then fields.
 # Answers how many it has, where those are too many. A repeated call (the answer was lost on the way) does nothing.
 ADD = (
     _PLACE
     + """
 if redis.call('EXISTS', KEYS[1]) == 1 then return false end
-if KEYS[5] ~= '' then
+if KEYS[5] ~= 'es:none' then
   local held = place(KEYS[5], KEYS[3], ARGV[1], ARGV[4])
   if held then return held end
 end
@@ -33,7 +36,8 @@ return false
 )
 
 # KEYS: job hash, event stream, lease, set of open jobs, and of a trial its parent's hash and that one's open trials,
-# else twice ""; hash of webhooks; set of the open jobs of the API key that it is to count for, or ""; how many ended.
+# else twice NO_KEY; hash of webhooks; set of the open jobs of the API key that it is to count for, or NO_KEY; how many
+# ended.
 # ARGV: statuses it may be in ("|a|b|"), the next, attempt expected or "", token, lease in ms or "", event, id,
 # "1" when it ends, then what webhooks are told: event or "", delivery's id, its record, its body; how many open jobs
 # that key may have or ""; its kind; then fields.
@@ -51,7 +55,7 @@ if redis.call('HGET', KEYS[1], 'token') == ARGV[4] then return {'ok'} end
 if not string.find(ARGV[1], '|' .. status .. '|', 1, true) or (ARGV[3] ~= '' and ARGV[3] ~= attempt) then
   return {'stale', status, attempt}
 end
-if KEYS[8] ~= '' then
+if KEYS[8] ~= 'es:none' then
   local held = place(KEYS[8], KEYS[4], ARGV[7], ARGV[13])
   if held then return {'full', held} end
 end
@@ -64,7 +68,7 @@ if ARGV[8] == '1' then
   redis.call('SREM', KEYS[4], ARGV[7])
   redis.call('HINCRBY', KEYS[9], ARGV[14] .. ' ' .. ARGV[2], 1)
 else redis.call('SADD', KEYS[4], ARGV[7]) end
-if KEYS[5] ~= '' then
+if KEYS[5] ~= 'es:none' then
   if ARGV[8] ~= '1' then redis.call('SADD', KEYS[6], ARGV[7])
   elseif redis.call('SREM', KEYS[6], ARGV[7]) == 1 and redis.call('EXISTS', KEYS[5]) == 1 then
     redis.call('HINCRBY', KEYS[5], 'news', 1)

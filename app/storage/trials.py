@@ -172,8 +172,8 @@ def _chunks(keys: list[str]) -> list[list[str]]:
 
 
 def places(parent: str | None) -> tuple[str, str]:
-    """Of a job that has trials: its hash, and the set of those that are open; twice "" for no job."""
-    return (f"es:job:{parent}", f"es:job:{parent}:open") if parent else ("", "")
+    """Of a job that has trials: its hash, and the set of those that are open; twice NO_KEY for no job."""
+    return (f"es:job:{parent}", f"es:job:{parent}:open") if parent else (scripts.NO_KEY, scripts.NO_KEY)
 
 
 def of_parent(parent: str) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from typing import Annotated, Any
 
 import typer
@@ -44,12 +45,21 @@ cli_keys.add_to(app)
 cli_webhooks.add_to(app)
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"enginesmith {metadata.version('enginesmith')}\n")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     context: typer.Context,
     url: Annotated[str | None, typer.Option(help="the service", envvar="ENGINESMITH_URL")] = None,
     key: Annotated[str | None, typer.Option(help="an API key", envvar="ENGINESMITH_API_KEY")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout, and nothing else")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="which Enginesmith this is", is_eager=True, callback=_tell_version)
+    ] = False,
 ) -> None:
     context.obj = told = State(url, key, as_json)
     context.call_on_close(told.close)
@@ -73,12 +83,21 @@ def hoist(arguments: list[str]) -> list[str]:
 
 
 def check_command(words: list[str]) -> None:
-    """Raises UsageError for a command that stands under `jobs`, as in `enginesmith cancel JOB`."""
+    """Raises UsageError for a command that stands under `jobs`, as in `enginesmith cancel JOB`, and where a service is
+    named for one that asks none."""
     rest = iter(words)
+    named: list[str] = []
     for word in rest:
         if word in ("--url", "--key"):
             next(rest, None)
+        if word.startswith(("--url", "--key")):
+            named.append(word[:5])
         elif not word.startswith("-"):
+            if word in cli_serve.ALONE and named:
+                raise UsageError(
+                    f"enginesmith {word} asks no service: {named[0]} says nothing here",
+                    "it works on the stores: --data, or ENGINESMITH_STORE_URL and ENGINESMITH_REDIS_URL, says which",
+                )
             if word in {command.name for command in cli_jobs.jobs.registered_commands}:
                 raise UsageError(f"there is no command {word!r}", f"enginesmith {' '.join(['jobs', word, *rest])}")
             return

@@ -17,6 +17,10 @@ from .cli_state import UsageError
 Data = Annotated[Path | None, typer.Option(help="where the store, the models and the scratch files lie (./data)")]
 
 
+# What these do they do to the stores, and ask no service.
+ALONE = frozenset({"serve", "worker", "reindex", "backup", "restore", "keys"})
+
+
 def add_to(app: typer.Typer) -> None:
     app.command()(serve)
     app.command()(worker)
@@ -54,14 +58,15 @@ def reindex(data: Data = None) -> None:
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(help="what is written; one of that name is replaced")], data: Data = None
+    file: Annotated[Path, typer.Argument(help="what is written, or - for stdout; one of that name is replaced")],
+    data: Data = None,
 ) -> None:
     """Writes what Redis alone holds into a file: jobs with their events and curves, and searches."""
     become("app", "backup", {"--data": data}, words=[str(file)])
 
 
 def restore(
-    file: Annotated[Path, typer.Argument(help="what `backup` wrote")],
+    file: Annotated[Path, typer.Argument(help="what `backup` wrote, or - for stdin")],
     replace: Annotated[bool, typer.Option("--replace", help="forget the jobs that Redis holds")] = False,
     data: Data = None,
 ) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,3 +53,23 @@ def test_a_store_with_nothing_in_it_is_another_one(
     assert "there is nothing in the store" in run("restore", file, "--replace", *other, code=1)
     assert "ENGINESMITH_STORE_URL" in run("reindex", *other, code=1)
     assert catalog.version(version.name, version.version) == version  # as it was
+
+
+def test_through_pipes(settings: Settings, catalog: Catalog, make_version: Any) -> None:
+    """As out of a container and into it."""
+    make_version()
+    catalog.add(Job(id="one", kind="train", spec={"kind": "train"}, queue="cpu", created_at=now()))
+    environ = {"ENGINESMITH_REDIS_URL": str(settings.redis_url), "ENGINESMITH_DATA": str(settings.data)}
+
+    def ran(*words: str, sent: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "app", *words]
+        return subprocess.run(command, input=sent, env=os.environ | environ, capture_output=True, timeout=120)
+
+    wrote = ran("backup", "-")
+    assert json.loads(wrote.stderr)["keys"] > 0
+    catalog.redis.flushdb()
+    cut = ran("restore", "-", sent=wrote.stdout[:-20])
+    assert (cut.returncode, b"Traceback" in cut.stderr) == (1, False)
+    assert catalog.redis.keys("es:job*") == []
+    assert json.loads(ran("restore", "-", sent=wrote.stdout).stdout)["versions"] == 1
+    assert catalog.job("one").kind == "train"

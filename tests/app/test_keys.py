@@ -234,7 +234,7 @@ def test_the_command(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setenv("ENGINESMITH_REDIS_URL", str(settings.redis_url))
 
     def run(*words: str) -> tuple[int, str, str]:
-        code = main(["keys", *words, "--data", str(settings.data)])
+        code = main(["keys", *(words if "--data" in words else (*words, "--data", str(settings.data)))])
         told = capsys.readouterr()
         return code, told.out, told.err
 
@@ -244,6 +244,9 @@ def test_the_command(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys
     (listed,) = json.loads(run("list", "--json")[1])
     assert (listed["name"], listed["scopes"], listed["limits"]["jobs"]) == ("shop", ["predict", "write"], 2)
     assert token.strip() not in run("list")[1]
+    elsewhere = str(settings.data / "elsewhere")
+    assert "no store" in run("list", "--data", elsewhere)[2]
+    assert "no service has run yet" in run("create", "--data", elsewhere)[2]
     assert run("revoke", "nobody")[0] == 1
     assert run("revoke", "shop")[0] == run("revoke", listed["id"])[0] == 0
     assert json.loads(run("list", "--json")[1])[0]["revoked_at"] is not None

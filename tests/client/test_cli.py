@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,16 @@ def test_usage(run) -> None:
     assert json.loads(run("--json", "push", "/no/such/file", "--name", "net").out)["error"]["hint"]
     assert run("convert", "net", "--target", "openvino", "--shape", "x").code == 2
     assert run("--help").code == 0
+    assert run("--version").out == f"enginesmith {metadata.version('enginesmith')}\n"
+
+
+@pytest.mark.parametrize(
+    "words", [("keys", "create", "--url", "http://x"), ("--key=a", "backup", "f"), ("serve", "--key", "a")]
+)
+def test_no_service_is_named_for_what_asks_none(run, words: tuple[str, ...]) -> None:
+    ran = run(*words)
+    assert (ran.code, ran.out) == (2, "")
+    assert "asks no service" in ran.err
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ class Points:
     @contextlib.contextmanager
     def hold(self, point: str) -> Iterator[Callable[[], bool]]:
         """Gives whether somebody stands there."""
+        self._held.unlink(missing_ok=True)
         self._hold.write_text(point)
         try:
             yield self._held.exists
