@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     # Where the app listens.
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
-    # A port for all but predictions and health, and its address. None: one port has all; it is that of `host`.
+    # A port that has everything, and its address; the other then has predictions and health alone. None: one port.
     manage_port: int | None = Field(None, ge=0, le=65535)
     manage_host: str | None = None
     # Origins whose pages may ask ("https://shop.example", several with commas, or "*"). None: those of no other.

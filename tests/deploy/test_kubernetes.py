@@ -79,6 +79,7 @@ def test_nobody_has_more_rights_than_needed(name: str) -> None:
             assert pod(document)["securityContext"]["runAsNonRoot"] is True
             assert pod(document)["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
             assert pod(document)["automountServiceAccountToken"] is False
+            assert pod(document)["enableServiceLinks"] is False
             assert re.search(r":\d", container["image"]), "an image without a version"
             assert "memory" in container["resources"]["limits"]
 
