@@ -111,7 +111,8 @@ class Room:
         kept = bytes_of(self._catalog, owner, but={of.place for of in mine})
         if (held := kept + coming) + incoming > most:
             raise InsufficientStorage(
-                f"what was made with this key takes {held} bytes, and may take {most}",
+                f"what was made with this key takes {held} bytes, and may take {most}"
+                + (f": no {incoming} more" if incoming else ""),
                 code="key_quota",
                 hint="delete versions and data sets that were made with it",
             )

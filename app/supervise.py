@@ -12,12 +12,13 @@ import urllib.request
 from types import FrameType
 
 from app import tracing
+from app.api.key_text import guessable
 from app.embedded import EmbeddedStore, refuses, short_path
 from app.errors import Conflict, Internal
 from app.processes import Child
 from app.settings import Settings
 from app.storage.artifacts import Artifacts
-from app.storage.keys import check_exposure
+from app.storage.keys import check_exposure, loopback
 
 log = logging.getLogger("enginesmith.serve")
 LIVE_S = 60.0
@@ -41,6 +42,8 @@ def serve(settings: Settings, workers: int, http_processes: int = 1) -> int:
     _check_store_url(settings)
     tracing.check(settings)
     check_exposure(settings)
+    if not loopback(settings.host) and (short := guessable(settings.api_keys)):
+        log.warning("%d of ENGINESMITH_API_KEYS can be guessed: `enginesmith keys create` makes long ones", short)
     listeners = listen(settings.host, settings.port, http_processes)
     host, port = listeners[0].getsockname()[:2]
     managing: list[socket.socket] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 from app.domain.keys import SCOPES, Key, Scope, digest_of
 from app.errors import Unprocessable
 
+SHORT = 16
 _HASHED = re.compile(r"^sha256:([0-9a-f]{64})$")
 
 
@@ -16,6 +17,13 @@ def parse_keys(text: str | None, where: str = "ENGINESMITH_API_KEYS") -> tuple[K
     Raises Unprocessable for an unknown scope."""
     parts = filter(None, (part.strip() for part in (text or "").split(",")))
     return tuple(_parse(part, f"key {number} of {where}") for number, part in enumerate(parts, 1))
+
+
+def guessable(text: str | None) -> int:
+    """How many keys, of those that stand in `text` themselves, are so short that somebody may try them all."""
+    parts = filter(None, (part.strip() for part in (text or "").split(",")))
+    keys = (part.rpartition("=")[0] or part for part in parts)
+    return sum(len(key) < SHORT for key in keys if not _HASHED.match(key))
 
 
 def parse_file(path: Path) -> tuple[Key, ...]:

@@ -372,6 +372,8 @@ def _problem(error: BaseError | OSError, no_bucket: bool) -> Problem:
         return Unavailable("the artifact store's bucket is not there", hint="make it, or mend ENGINESMITH_STORE_URL")
     if isinstance(error, PermissionDeniedError | UnauthenticatedError):
         return Unavailable("the artifact store refuses its credentials", hint="mend AWS_ACCESS_KEY_ID and its secret")
+    if "builder error" in text and " http://" in text:  # reqwest's words for a scheme that is not allowed
+        return Unavailable("the artifact store is named without TLS", hint="AWS_ALLOW_HTTP=true allows that")
     if isinstance(error, PreconditionError):
         return Unavailable("an object was replaced while it was read", hint="try again")
     if "status code: 5" in text or _interrupted(error):

@@ -16,6 +16,7 @@ from checkpoints_for_app import safetensors
 from keyed import bearer, becomes, issue, replica
 
 from app.__main__ import main
+from app.api.key_text import guessable
 from app.api.keyring import Keyring, _Bucket
 from app.domain.deployments import Deployment
 from app.domain.records import now
@@ -220,6 +221,12 @@ def test_files_that_are_refused(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(Unprocessable, match="line 2 of ENGINESMITH_API_KEYS_FILE is no hashed key") as refused:
         Keyring(filed)
     assert "secret" not in str(refused.value)
+
+
+def test_short_keys_are_counted() -> None:
+    long = "0123456789abcdef"
+    assert guessable(f"{long}, {long}=predict, sha256:{'0' * 64}") == guessable(None) == 0
+    assert guessable(f"secret,{long},x=predict") == 2
 
 
 def test_a_key_that_was_made_opens_other_addresses(settings: Settings) -> None:

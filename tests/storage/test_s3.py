@@ -227,3 +227,12 @@ def test_what_is_replaced_while_it_is_fetched_is_not_mixed(
     proxy.trouble = replaced
     with pytest.raises(Unavailable, match="replaced"):
         artifacts.fetch("x", tmp_path / "out")
+
+
+def test_a_server_without_tls_says_how_it_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ENDPOINT_URL", "http://127.0.0.1:9"), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.delenv("AWS_ALLOW_HTTP", raising=False)
+    with pytest.raises(Unavailable, match="without TLS") as refused:
+        Artifacts("s3://bucket", patience_s=1).get_bytes("key")
+    assert "AWS_ALLOW_HTTP" in str(refused.value.hint)
