@@ -54,7 +54,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 10001 enginesmith \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin enginesmith \
- && install -d -o enginesmith -g enginesmith /data
+ && install -d -o enginesmith -g enginesmith /data /keys
 ENV ENGINESMITH_DATA=/data HOME=/data
 USER 10001:10001
 WORKDIR /
@@ -95,7 +95,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 10001 enginesmith \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin enginesmith \
- && install -d -o enginesmith -g enginesmith /data \
+ && install -d -o enginesmith -g enginesmith /data /keys \
  && python3.12 -m venv /opt/enginesmith
 COPY --from=pycuda /wheels /wheels
 # One version for both images, as plans ask; gigabytes, in a layer that they share and that changes seldom.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
 from app.api.key_text import parse_scopes
-from app.domain.keys import SCOPES, Key, Limits, make
+from app.domain.keys import SCOPES, Key, Limits, digest_of, make
 from app.embedded import url_of
 from app.errors import NotFound, Unprocessable
 from app.settings import Settings
@@ -25,9 +26,14 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     create.add_argument("--requests-per-second", type=float)
     create.add_argument("--jobs", type=int, help="that may not have ended at once")
     create.add_argument("--bytes", type=int, help="of all that is made with it and still there")
+    ensure = what.add_parser("ensure", help="make a key and write it into a file, unless one that is valid is there")
+    ensure.add_argument("file", type=Path)
+    ensure.add_argument("--name", default="")
+    ensure.add_argument("--scopes", default="predict", help="as of create")
+    ensure.add_argument("--for-others", action="store_true", help="other users of the machine may read the file")
     revoke = what.add_parser("revoke", help="take a key back")
     revoke.add_argument("key", help="its id, or its name")
-    for command in (create, what.add_parser("list", help="all keys, without themselves"), revoke):
+    for command in (create, ensure, what.add_parser("list", help="all keys, without themselves"), revoke):
         command.add_argument("--data", type=Path)
         command.add_argument("--json", action="store_true")
 
@@ -35,7 +41,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def run(settings: Settings, given: argparse.Namespace) -> int:
     """Raises Problem."""
     is_new = is_absent(settings)
-    if is_new and given.what != "create":
+    if is_new and given.what not in ("create", "ensure"):
         raise NotFound(
             f"there is no store at {settings.artifacts_url}",
             code="no_store",
@@ -44,6 +50,8 @@ def run(settings: Settings, given: argparse.Namespace) -> int:
     artifacts = Artifacts(settings.artifacts_url, patience_s=10)
     if given.what == "list":
         return _list(read_keys(artifacts).keys, given.json)
+    if given.what == "ensure":
+        return _ensure(settings, artifacts, given)
     if given.what == "create":
         try:
             limits = Limits(requests_per_second=given.requests_per_second, jobs=given.jobs, bytes=given.bytes)
@@ -69,6 +77,28 @@ def run(settings: Settings, given: argparse.Namespace) -> int:
         _remark(f"no service has run yet on {settings.artifacts_url}: the key is for one that will")
     elif not at_once:
         _remark("Redis does not answer: a service that runs without it sees this within half a minute")
+    return 0
+
+
+def _ensure(settings: Settings, artifacts: Artifacts, given: argparse.Namespace) -> int:
+    """The file comes first: where this ends in between it holds a key of nobody, and is written anew."""
+    held = given.file.read_text("utf-8").strip() if given.file.exists() else ""
+    if any(key.digest == digest_of(held) and key.revoked_at is None for key in read_keys(artifacts).keys):
+        _remark(f"{given.file} has a key that is valid")
+        return 0
+    key, token = make(given.name, parse_scopes(given.scopes, "--scopes"), Limits())
+    part = given.file.with_name(f"{given.file.name}.{os.getpid()}.part")
+    try:
+        opened = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(opened, "w") as file:
+            os.fchmod(opened, 0o644 if given.for_others else 0o600)
+            file.write(token)
+        part.replace(given.file)
+    finally:
+        part.unlink(missing_ok=True)
+    put_key(artifacts, key)
+    tell_of_change(settings.redis_url or url_of(settings.data))
+    _remark(f"key {key.id} may {', '.join(key.scopes)}, and lies in {given.file}")
     return 0
 
 

@@ -33,6 +33,20 @@ def create(
     _run(context, "create", options | {"--requests-per-second": requests_per_second, "--bytes": max_bytes})
 
 
+@keys.command()
+def ensure(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(help="what holds the key, and nothing else")],
+    name: Annotated[str | None, typer.Option(help="whose it is; for people")] = None,
+    scopes: Annotated[str | None, typer.Option(help="predict, write, admin; as in predict+write (predict)")] = None,
+    for_others: Annotated[bool, typer.Option(help="other users of the machine may read the file")] = False,
+    data: Data = None,
+) -> None:
+    """Makes a key and writes it into a file, unless one that is valid is there."""
+    words = ["ensure", file, *(["--for-others"] if for_others else [])]
+    _become(context, words, {"--name": name, "--scopes": scopes, "--data": data})
+
+
 @keys.command("list")
 def list_(context: typer.Context, data: Data = None) -> None:
     """All keys, the revoked too; never the keys themselves."""
@@ -50,5 +64,9 @@ def revoke(
 
 
 def _run(context: typer.Context, command: str, options: dict[str, object]) -> None:
+    _become(context, command.split(" ", 1), options)
+
+
+def _become(context: typer.Context, words: list[str], options: dict[str, object]) -> None:
     state: State = context.obj
-    become("app", "keys", options, words=[*command.split(" ", 1), *(["--json"] if state.as_json else [])])
+    become("app", "keys", options, words=[*words, *(["--json"] if state.as_json else [])])

@@ -223,6 +223,25 @@ def test_files_that_are_refused(settings: Settings, tmp_path: Path) -> None:
     assert "secret" not in str(refused.value)
 
 
+def test_a_key_is_ensured_once(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ENGINESMITH_REDIS_URL", str(settings.redis_url))
+    file, data = tmp_path / "key", ["--data", str(settings.data)]
+
+    def ensure(*more: str) -> str:
+        assert main(["keys", "ensure", str(file), "--name", "metrics", *data, *more]) == 0
+        return file.read_text()
+
+    first = ensure()
+    assert ensure() == first
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert main(["keys", "revoke", "metrics", *data]) == 0
+    second = ensure("--for-others")
+    assert second != first
+    assert file.stat().st_mode & 0o777 == 0o644
+    file.write_text("es_nothing")
+    assert ensure() not in ("es_nothing", first, second)
+
+
 def test_short_keys_are_counted() -> None:
     long = "0123456789abcdef"
     assert guessable(f"{long}, {long}=predict, sha256:{'0' * 64}") == guessable(None) == 0

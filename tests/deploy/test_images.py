@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -98,7 +99,11 @@ def test_prometheus_and_grafana_find_each_other() -> None:
     told = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
     (scrape,) = told["scrape_configs"]
     assert {f"/etc/prometheus/{name}" for name in told["rule_files"]} < targets
-    assert scrape["authorization"]["credentials_file"] in targets
+    shared = "keys:/etc/prometheus/keys:ro"
+    assert shared in SERVICES["prometheus"]["volumes"]
+    assert scrape["authorization"]["credentials_file"] == "/etc/prometheus/keys/metrics"
+    assert " /keys/metrics " in SERVICES["keys"]["command"][2]
+    assert "keys:/keys" in SERVICES["keys"]["volumes"]
     assert scrape["dns_sd_configs"][0]["names"] == ["app"]
     (source,) = yaml.safe_load((ROOT / "deploy" / "grafana" / "sources.yml").read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090"
@@ -129,7 +134,7 @@ def test_gpus_are_reserved_for_those_that_use_them() -> None:
 
 def test_what_the_file_says_to_start_is_a_whole_that_wants_no_port_twice() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
-    for command in re.findall(r"docker compose (.+)$", text, re.M):
+    for command in re.findall(r"docker compose (.*\bup\b.*)$", text, re.M):
         profiles = re.findall(r"--profile (\w+)", command)
         named = [word for word in re.split(r"\bup\b", command)[1].split() if not word.startswith("-")]
         started = named or [n for n, s in SERVICES.items() if set(s.get("profiles", profiles)) <= set(profiles)]
@@ -151,3 +156,20 @@ def test_versions_in_the_images_are_those_of_the_extra() -> None:
     assert "tensorrt==$TENSORRT" in stage("base-gpu")
     # What pycuda is compiled with, and what TensorRT and torch bring, is of one CUDA: it says which driver is needed.
     assert re.search(r"^ARG CUDA=13\.", DOCKERFILE, re.M)
+
+
+def test_the_keys_of_compose_are_made_once_and_fit(tmp_path: Path) -> None:
+    script = SERVICES["keys"]["command"][2].replace("$$", "$")
+    for place in ("/keys/", "/data/"):
+        (tmp_path / place.strip("/")).mkdir()
+        script = script.replace(place, f"{tmp_path}{place}")
+    environ = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "ENGINESMITH_DATA": f"{tmp_path}/data"}
+
+    def made(**more: str) -> list[str]:
+        subprocess.run(["sh", "-c", script], env=environ | more, check=True, capture_output=True, timeout=120)
+        return sorted(path.read_text() for path in tmp_path.glob("*/*") if path.is_file())
+
+    assert len(made(ENGINESMITH_API_KEYS="of-their-own")) == 1
+    both = made()
+    assert len(both) == 2
+    assert made() == both
