@@ -28,8 +28,13 @@ def guessable(text: str | None) -> int:
 
 def parse_file(path: Path) -> tuple[Key, ...]:
     """One key a line, as in `parse_keys`, but with its digest in the place of the key; what follows a # is a remark.
-    Raises OSError; Unprocessable for a key that is there itself."""
-    lines = [line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines()]
+    Raises OSError; Unprocessable for a key that is there itself, or what is no text."""
+    try:
+        lines = [line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines()]
+    except UnicodeDecodeError:
+        raise Unprocessable(
+            "ENGINESMITH_API_KEYS_FILE is no text", code="bad_keys", hint="one key a line: sha256:DIGEST=predict+write"
+        ) from None
     found = []
     for number, line in enumerate(lines, 1):
         if not line:

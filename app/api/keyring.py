@@ -10,7 +10,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from app.api.key_text import parse_file, parse_keys
 from app.domain.keys import Key, digest_of, id_of
@@ -21,6 +21,7 @@ from app.storage.keys import look, loopback, read_keys
 from app.storage.redis import PatientRedis
 
 log = logging.getLogger("enginesmith.keys")
+audit = logging.getLogger("enginesmith.audit")
 LOOK_S = 0.4
 READ_S = 30.0  # without a word from Redis, which may be away
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="enginesmith"'}
@@ -117,7 +118,11 @@ class Keyring:
         kept = read_keys(artifacts)
         for place in kept.damaged:
             log.error("the key in %s is damaged, and counts no more: make another", place)
-        self._made = {key.id: key for key in kept.keys if key.id is not None and key.revoked_at is None}
+        made = {key.id: key for key in kept.keys if key.id is not None and key.revoked_at is None}
+        if self._read_at != -math.inf:
+            _tell("made", made, but=self._made)
+            _tell("revoked", self._made, but=made)
+        self._made = made
         self.asks = self._always or kept.any
         known = {key.digest for key in (*self._named, *self._filed, *self._made.values())}
         self._buckets = {digest: bucket for digest, bucket in self._buckets.items() if digest in known}
@@ -165,6 +170,13 @@ class Keyring:
             if self._file_seen is not None:
                 log.warning("%s cannot be read, and the keys that it had go on to count: %s", path.name, error)
             self._file_seen = None
+
+
+def _tell(what: str, keys: Mapping[str, Key], *, but: Mapping[str, Key]) -> None:
+    """An audit line for each that was changed where no request was seen: by `enginesmith keys`, or in the store."""
+    for id in keys.keys() - but.keys():
+        key = keys[id]
+        audit.info("key %s was %s", id, what, extra={"key": id, "key_name": key.name, "scopes": list(key.scopes)})
 
 
 class _Bucket:

@@ -195,6 +195,22 @@ async def test_whoever_changes_something_is_written_down(settings: Settings, cap
     assert token not in str(told)
 
 
+async def test_keys_made_and_revoked_are_written_down(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    issue(settings)  # one that was there before is no news
+    async with replica(settings) as client:
+        with caplog.at_level(logging.INFO, "enginesmith.audit"):
+            new, token = issue(settings, scopes=("predict",))
+            await becomes(client, 200, bearer(token))
+            revoke_key(Artifacts(settings.artifacts_url), str(new.id))
+            tell_of_change(str(settings.redis_url))
+            await becomes(client, 401, bearer(token))
+    told = [vars(record) for record in caplog.records if record.name == "enginesmith.audit"]
+    assert [record["message"] for record in told] == [f"key {new.id} was made", f"key {new.id} was revoked"]
+    assert told[0]["key_name"] == "somebody"
+    assert told[0]["scopes"] == ["predict"]
+    assert token not in str(told)
+
+
 async def test_a_file_of_hashed_keys_is_read_again(settings: Settings, tmp_path: Path) -> None:
     digest = hashlib.sha256(b"first").hexdigest()
     path = tmp_path / "keys"
@@ -207,9 +223,15 @@ async def test_a_file_of_hashed_keys_is_read_again(settings: Settings, tmp_path:
         path.write_text(f"sha256:{hashlib.sha256(b'second').hexdigest()}\n")
         await becomes(client, 200, bearer("second"))
         await becomes(client, 401, bearer("first"))
-        path.write_text("second\n")  # not hashed: a mistake shuts nobody out
-        await asyncio.sleep(1)
-        await becomes(client, 200, bearer("second"))
+        made, token = issue(settings)
+        await becomes(client, 200, bearer(token))
+        for mistake in (b"second\n", b"\xff\xfe\x00"):  # not hashed; no text
+            path.write_bytes(mistake)
+            await asyncio.sleep(1)
+            await becomes(client, 200, bearer("second"))  # a mistake shuts nobody out
+        revoke_key(Artifacts(settings.artifacts_url), str(made.id))
+        tell_of_change(str(settings.redis_url))
+        await becomes(client, 401, bearer(token))  # nor does it keep anybody in
 
 
 def test_files_that_are_refused(settings: Settings, tmp_path: Path) -> None:
@@ -221,6 +243,9 @@ def test_files_that_are_refused(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(Unprocessable, match="line 2 of ENGINESMITH_API_KEYS_FILE is no hashed key") as refused:
         Keyring(filed)
     assert "secret" not in str(refused.value)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(Unprocessable, match="no text"):
+        Keyring(filed)
 
 
 def test_a_key_is_ensured_once(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
