@@ -12,6 +12,8 @@ DATA ?= data
 HOST ?= 127.0.0.1
 PORT ?= 8000
 WORKERS ?= 1
+# How many processes `make test` is shared out to; each starts services of its own.
+TESTERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo example serve test test-all lint types bench bench-train bench-serving bench-grid bench-trials bench-compression drills lock audit gpu-check clean
@@ -32,8 +34,8 @@ example: setup ## writes ./example: the files that the README's curl lines send
 serve: setup ## runs the service at http://127.0.0.1:8000, data kept in ./data (others: PORT=, HOST=, DATA=, WORKERS=)
 	@$(BIN)/enginesmith serve --host $(HOST) --port $(PORT) --data $(DATA) --workers $(WORKERS)
 
-test: setup lint types ## what every change must pass
-	@$(BIN)/python -m pytest -m "not slow"
+test: setup lint types ## what every change must pass (TESTERS=4 on a machine with more than 2 cores)
+	@$(BIN)/python -m pytest -m "not slow" -n $(TESTERS) --dist loadfile
 
 test-all: setup lint types ## everything, the demo included
 	@$(BIN)/python -m pytest
