@@ -17,7 +17,7 @@ _OF_CLIENTS = {"ENGINESMITH_URL", "ENGINESMITH_API_KEY"}
 class Settings(BaseSettings):
     """Read from ENGINESMITH_* unless given."""
 
-    model_config = SettingsConfigDict(env_prefix="ENGINESMITH_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="ENGINESMITH_", frozen=True, extra="forbid", allow_inf_nan=False)
 
     # Where the embedded store, the artifacts and the scratch folders lie.
     data: Path = Path("data")
@@ -45,19 +45,19 @@ class Settings(BaseSettings):
     webhooks_allow: str | None = None
 
     # The largest checkpoint or data set taken, in bytes.
-    max_upload_bytes: int = 16 * 1024 * MiB
+    max_upload_bytes: int = Field(16 * 1024 * MiB, gt=0)
     # The largest body of a prediction, in bytes.
-    max_predict_bytes: int = 64 * MiB
+    max_predict_bytes: int = Field(64 * MiB, gt=0)
     # What the bodies of predictions that are being received or answered may hold together, in bytes, unpacked ones too.
-    max_bodies_bytes: int = 512 * MiB
+    max_bodies_bytes: int = Field(512 * MiB, gt=0)
     # Seconds that a prediction's body may pause for, and that all of it may take.
     body_idle_s: float = Field(10.0, gt=0)
     body_total_s: float = Field(120.0, gt=0)
     # The largest JSON body elsewhere, in bytes.
-    max_json_bytes: int = 4 * MiB
+    max_json_bytes: int = Field(4 * MiB, gt=0)
     # What an archive may unpack to, in bytes, and how many files it may hold.
-    max_unpacked_bytes: int = 32 * 1024 * MiB
-    max_archive_files: int = 200_000
+    max_unpacked_bytes: int = Field(32 * 1024 * MiB, gt=0)
+    max_archive_files: int = Field(200_000, gt=0)
 
     # Seconds that an attempt's lease lives without being renewed, and between two renewals.
     lease_s: float = Field(15.0, gt=0)
@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     # Seconds between two looks at the deployments wanted.
     poll_s: float = Field(1.0, gt=0)
     # Seconds for which a staged upload or an unnamed file is kept.
-    sweep_after_s: float = 24 * 3600.0
+    sweep_after_s: float = Field(24 * 3600.0, gt=0)
     # What the store may hold, in bytes, before uploads and jobs are refused; 0: no bound.
     store_bytes: int = Field(0, ge=0)
     # What is kept free on every disk that is written to, in bytes, but never more than a tenth of it.
@@ -95,11 +95,11 @@ class Settings(BaseSettings):
     wake_queue: int = Field(256, ge=1)
     wake_patience_s: float = Field(30.0, gt=0)
     # How long a Redis that is gone is tried again before a call gives up, in seconds.
-    redis_patience_s: float = 90.0
+    redis_patience_s: float = Field(90.0, ge=0)
     # What a sandboxed child may use: bytes of memory, bytes of one file, seconds of CPU.
-    sandbox_memory_bytes: int = 4 * 1024 * MiB
-    sandbox_file_bytes: int = 16 * 1024 * MiB
-    sandbox_cpu_s: int = 600
+    sandbox_memory_bytes: int = Field(4 * 1024 * MiB, gt=0)
+    sandbox_file_bytes: int = Field(16 * 1024 * MiB, gt=0)
+    sandbox_cpu_s: int = Field(600, gt=0)
 
     # A collector that takes OpenTelemetry traces over HTTP (http://localhost:4318). None: nothing is traced.
     otlp_endpoint: str | None = Field(default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
