@@ -100,3 +100,8 @@ def digits() -> dict[str, np.ndarray]:
     x = np.zeros((len(found.images), 1, 28, 28), np.float32)
     x[:, 0, 2:26, 2:26] = found.images.repeat(3, axis=1).repeat(3, axis=2) / 16
     return {"x": x, "y": found.target.astype(np.int64)}
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes by the name of their argument: what has a time or seed inside is named alike in each process of a run."""
+    return argname if isinstance(val, bytes) else None
